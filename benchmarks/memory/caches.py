@@ -58,7 +58,7 @@ _ATTENTION = (
     (1, 1, 4096, 16, 16, 64),
     (8, 1, 1000, 32, 8, 128),
 )
-_NUM_EVENTS = 300_000
+NUM_EVENTS = 300_000
 
 
 def main() -> None:
@@ -74,15 +74,14 @@ def main() -> None:
         return
     if arguments.site is not None:
         sys.path.append(str(arguments.site))
-    _try("versions", _print_versions)
-    _try("quanto", _replace_unpacking)
+    try_case("versions", print_versions)
+    try_case("quanto", _replace_unpacking)
     for index, (model, num_layers, options) in enumerate(CASES):
         events = None if arguments.events is None else arguments.events / f"{index}.json.z"
         measure_case(model, num_layers, options, file=arguments.file, events=events)
         if index == 0:
-            _try("flash", _probe_flash)
-            _try("flash_attn", _probe_flash_attn)
-    _try("flex", _probe_flex)
+            try_case("flash", _probe_flash)
+            try_case("flash_attn", _probe_flash_attn)
 
 
 def measure_case(
@@ -102,7 +101,7 @@ def measure_case(
         builder, scenario = prepare_case(model, num_layers, options)
         if events is not None:
             events.parent.mkdir(parents=True, exist_ok=True)
-            torch.cuda.memory._record_memory_history(context=None, max_entries=_NUM_EVENTS)
+            torch.cuda.memory._record_memory_history(context=None, max_entries=NUM_EVENTS)
         (measured,) = measure_scenarios(builder, [scenario])
         line = {"model": model, "num_layers": num_layers, "options": dict(options)}
         line |= {"gpu": measured.gpu, **asdict(measured.figures), "seconds": measured.seconds}
@@ -113,40 +112,49 @@ def measure_case(
         with file.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
         if events is not None:
-            events.write_bytes(zlib.compress(json.dumps(_list_events()).encode()))
+            events.write_bytes(zlib.compress(json.dumps(list_events()).encode()))
 
-    _try(f"{model} {dict(options)}", measure)
+    try_case(f"{model} {dict(options)}", measure)
 
 
 def compare(file: Path) -> None:
     """Print how far each estimate is from what was measured."""
+    for text in file.read_text().splitlines():
+        compare_case(json.loads(text))
+
+
+def compare_case(line: Mapping[str, Any]) -> None:
+    """Print how far the estimate of a measured scenario is from what was measured."""
+    builder, scenario = prepare_case(line["model"], line["num_layers"], line["options"])
+    figures = asdict(simulate_case(builder.build(scenario), scenario).figures)
+    off = {
+        name: figures[name] - line[name]
+        for name in ("weights_bytes", "cache_bytes", "peak_allocated_bytes")
+    }
+    share = off["peak_allocated_bytes"] / line["peak_allocated_bytes"]
+    rest = line["peak_allocated_bytes"] - line["weights_bytes"]
+    print(
+        f"| {line['model']} | {line['options'] or 'defaults'} | "
+        f"{line['peak_allocated_bytes'] / 2**30:.3f} | {off['weights_bytes']:+,} | "
+        f"{off['cache_bytes']:+,} | {off['peak_allocated_bytes']:+,} | {share:+.4%} | "
+        f"{off['peak_allocated_bytes'] / rest:+.3%} |",
+        flush=True,
+    )
+
+
+def simulate_case(model: Any, scenario: Any, *, assistant: Any = None) -> Any:
+    """Return the run of a scenario on an H200."""
     from moetool.catalogue.gpus import read_gpus
     from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
     from moetool.memory.simulated.runs import run_scenario
 
-    gpu = read_gpus()["h200"]
-    for line in (json.loads(text) for text in file.read_text().splitlines()):
-        builder, scenario = prepare_case(line["model"], line["num_layers"], line["options"])
-        run = run_scenario(
-            builder.build(scenario),
-            scenario,
-            workspace_bytes=find_workspace_bytes(gpu),
-            context_bytes=CONTEXT_BYTES,
-        )
-        figures = asdict(run.figures)
-        off = {
-            name: figures[name] - line[name]
-            for name in ("weights_bytes", "cache_bytes", "peak_allocated_bytes")
-        }
-        share = off["peak_allocated_bytes"] / line["peak_allocated_bytes"]
-        rest = line["peak_allocated_bytes"] - line["weights_bytes"]
-        print(
-            f"| {line['model']} | {line['options'] or 'defaults'} | "
-            f"{line['peak_allocated_bytes'] / 2**30:.3f} | {off['weights_bytes']:+,} | "
-            f"{off['cache_bytes']:+,} | {off['peak_allocated_bytes']:+,} | {share:+.4%} | "
-            f"{off['peak_allocated_bytes'] / rest:+.3%} |",
-            flush=True,
-        )
+    return run_scenario(
+        model,
+        scenario,
+        assistant=assistant,
+        workspace_bytes=find_workspace_bytes(read_gpus()["h200"]),
+        context_bytes=CONTEXT_BYTES,
+    )
 
 
 def prepare_case(model: str, num_layers: int, options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -161,7 +169,8 @@ def prepare_case(model: str, num_layers: int, options: Mapping[str, Any]) -> tup
     return SkeletonBuilder(subject), Scenario(**{**_SIZES, "dtype": "bfloat16", **options})
 
 
-def _try(name: str, function: Callable[[], None]) -> None:
+def try_case(name: str, function: Callable[[], None]) -> None:
+    """Run a case, and print how long it took, or why it failed."""
     start = time.perf_counter()
     try:
         function()
@@ -182,7 +191,8 @@ def _find_version(package: str) -> str:
         return "missing"
 
 
-def _print_versions() -> None:
+def print_versions() -> None:
+    """Print the versions of the packages that matter."""
     names = ("torch", "transformers", "optimum-quanto", "hqq", "flash-attn", "triton", "ninja")
     print(json.dumps({name: _find_version(name) for name in names}), flush=True)
 
@@ -210,7 +220,8 @@ def _replace_unpacking() -> None:
     print("# quanto's kernel is replaced: no nvcc", flush=True)
 
 
-def _list_events() -> list[list[Any]]:
+def list_events() -> list[list[Any]]:
+    """Stop recording, and return the sizes allocated, or freed as negative numbers, and their stream."""
     import torch
 
     found: Any = torch.cuda.memory._snapshot()["device_traces"][0]
@@ -229,15 +240,16 @@ def _follow(run: Callable[[], Any]) -> list[int]:
 
     run()
     torch.cuda.synchronize()
-    torch.cuda.memory._record_memory_history(context=None, max_entries=_NUM_EVENTS)
+    torch.cuda.memory._record_memory_history(context=None, max_entries=NUM_EVENTS)
     kept = run()
     torch.cuda.synchronize()
-    sizes = [size for size, _ in _list_events() if size > 0]
+    sizes = [size for size, _ in list_events() if size > 0]
     del kept
     return sizes
 
 
-def _make_heads(case: tuple[int, ...], *, is_transposed: bool) -> list[Any]:
+def make_heads(case: tuple[int, ...], *, is_transposed: bool) -> list[Any]:
+    """Return random queries, keys and values of a case."""
     import torch
 
     batch, queries, keys, heads, key_heads, width = case
@@ -258,7 +270,7 @@ def _probe_flash() -> None:
     for case in _ATTENTION:
         is_causal = case[1] > 1
         with torch.inference_mode():
-            heads = _make_heads(case, is_transposed=True)
+            heads = make_heads(case, is_transposed=True)
             for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, None):
 
                 def run(heads: Any = heads, is_causal: bool = is_causal) -> Any:
@@ -273,7 +285,7 @@ def _probe_flash() -> None:
                 except RuntimeError as error:
                     sizes = [str(error)[:80]]  # type: ignore[list-item]
                 print(json.dumps({"sdpa": str(backend), "case": case, "sizes": sizes}), flush=True)
-            flat = _make_heads(case, is_transposed=False)
+            flat = make_heads(case, is_transposed=False)
             sizes = _follow(
                 partial(raw, *flat, None, None, case[1], case[2], 0.0, is_causal, False)
             )
@@ -287,30 +299,9 @@ def _probe_flash_attn() -> None:
 
     with torch.inference_mode():
         for case in _ATTENTION:
-            heads = _make_heads(case, is_transposed=False)
+            heads = make_heads(case, is_transposed=False)
             sizes = _follow(partial(flash_attn.flash_attn_func, *heads, causal=True))
             print(json.dumps({"flash_attn": case, "sizes": sizes}), flush=True)
-
-
-def _probe_flex() -> None:
-    """Print what torch's compiled attention allocates."""
-    import torch
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    compiled: Any = torch.compile(flex_attention)
-    with torch.inference_mode():
-        for case in _ATTENTION[:3]:
-            heads = _make_heads(case, is_transposed=True)
-            batch, queries, keys = case[:3]
-
-            def is_seen(_: Any, __: Any, query: Any, key: Any) -> Any:
-                return query >= key
-
-            sizes = _follow(partial(create_block_mask, is_seen, batch, None, queries, keys))
-            print(json.dumps({"block mask": case, "sizes": sizes}), flush=True)
-            mask = create_block_mask(is_seen, batch, None, queries, keys)
-            sizes = _follow(partial(compiled, *heads, block_mask=mask, enable_gqa=True))
-            print(json.dumps({"flex": case, "sizes": sizes}), flush=True)
 
 
 if __name__ == "__main__":

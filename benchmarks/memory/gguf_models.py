@@ -18,21 +18,30 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 _ARCHITECTURES = {
     "mixtral": "llama",
     "olmoe": "olmoe",
+    "qwen2_moe": "qwen2moe",
     "qwen3_moe": "qwen3moe",
+    "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
+    "dots1": "dots1",
+    "glm4_moe": "glm4moe",
+    "minimax_m2": "minimax-m2",
     "gpt_oss": "gpt-oss",
 }
+# Architectures whose second norm is named after attention, not before the experts.
+_LATE_NORMS = ("gpt_oss", "glm4_moe")
 _TYPES = {
     "f32": gguf.GGMLQuantizationType.F32,
     "f16": gguf.GGMLQuantizationType.F16,
     "bf16": gguf.GGMLQuantizationType.BF16,
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "mxfp4": gguf.GGMLQuantizationType.MXFP4,
 }
 _FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "mxfp4": gguf.LlamaFileType.MOSTLY_MXFP4_MOE,
 }
 
 
@@ -42,7 +51,8 @@ def write_gguf(config: PretrainedConfig, path: Path, *, tensor_type: str) -> Non
     Args:
         config: A configuration of one of the families in `_ARCHITECTURES`.
         path: The file.
-        tensor_type: The type of every matrix: `f32`, `f16`, `bf16` or `q8_0`.
+        tensor_type: The type of every matrix: `f32`, `f16`, `bf16` or `q8_0`; with `mxfp4`, experts
+            are in that type, and other matrices in `bf16`.
     """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -55,8 +65,9 @@ def write_gguf(config: PretrainedConfig, path: Path, *, tensor_type: str) -> Non
         config.num_hidden_layers,
     )
     for name, values in _list_tensors(model, config, names):
-        is_float = values.ndim == 1 or ".ffn_gate_inp." in name or name.endswith(".bias")
-        kind = _TYPES["f32" if is_float else tensor_type]
+        is_float = values.ndim == 1 or ".ffn_gate_inp" in name or name.endswith(".bias")
+        is_dense = tensor_type == "mxfp4" and "_exps." not in name
+        kind = _TYPES["f32" if is_float else "bf16" if is_dense else tensor_type]
         packed = gguf.quants.quantize(values, kind)
         writer.add_tensor(name, packed, raw_dtype=kind)
     writer.write_header_to_file()
@@ -78,32 +89,53 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     experts = [getattr(config, name, None) for name in ("num_experts", "num_local_experts")]
     experts.append(getattr(config, "n_routed_experts", None))
     writer.add_expert_count(next(number for number in experts if number))
-    if config.model_type == "deepseek_v3":
-        writer.add_head_count_kv(1)
-        writer.add_leading_dense_block_count(config.first_k_dense_replace)
-        writer.add_q_lora_rank(config.q_lora_rank)
-        writer.add_kv_lora_rank(config.kv_lora_rank)
-        writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
-        writer.add_value_length(config.kv_lora_rank)
-        writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
-        writer.add_value_length_mla(config.v_head_dim)
-        writer.add_rope_dimension_count(config.qk_rope_head_dim)
-        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-        writer.add_expert_shared_count(config.n_shared_experts)
-        writer.add_expert_group_count(config.n_group)
-        writer.add_expert_group_used_count(config.topk_group)
-        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if hasattr(config, "n_routed_experts"):
+        _add_routing(writer, config)
+    if config.model_type.startswith("deepseek"):
+        _add_latents(writer, config)
         return
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rotary_share = config.rope_parameters.get("partial_rotary_factor", 1.0)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_dimension_count(int(head_dim * rotary_share))
     if config.model_type == "gpt_oss":
         writer.add_sliding_window(config.sliding_window)
+    if config.model_type in ("gpt_oss", "minimax_m2"):
         writer.add_expert_feed_forward_length(config.intermediate_size)
-    if config.model_type == "qwen3_moe":
+    if config.model_type == "minimax_m2":
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if config.model_type in ("qwen2_moe", "qwen3_moe"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if config.model_type == "qwen2_moe":
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+
+
+def _add_routing(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_group_count(config.n_group)
+    writer.add_expert_group_used_count(config.topk_group)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    if getattr(config, "norm_topk_prob", False):
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+    functions = gguf.ExpertGatingFuncType
+    is_softmax = config.model_type == "deepseek_v2"
+    writer.add_expert_gating_func(functions.SOFTMAX if is_softmax else functions.SIGMOID)
+
+
+def _add_latents(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_head_count_kv(1)
+    if config.q_lora_rank:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+    writer.add_value_length(config.kv_lora_rank)
+    writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
+    writer.add_value_length_mla(config.v_head_dim)
+    writer.add_rope_dimension_count(config.qk_rope_head_dim)
 
 
 def _list_tensors(
@@ -132,16 +164,18 @@ def _list_tensors(
             yield f"blk.{path.split('.')[2]}.attn_sinks.weight", values
         elif path.endswith(("q_proj.weight", "k_proj.weight")) and config.model_type == "mixtral":
             yield name_of(path), _interleave_halves(values, config, path)
-        elif config.model_type == "gpt_oss" and "post_attention_layernorm" in path:
+        elif config.model_type in _LATE_NORMS and "post_attention_layernorm" in path:
             yield f"blk.{path.split('.')[2]}.post_attention_norm.weight", values
         elif ".gate." in path or ".router." in path:
             suffix = path.rpartition(".")[2]
             yield f"blk.{path.split('.')[2]}.ffn_gate_inp.{suffix}", values
+        elif path.endswith("shared_expert_gate.weight"):
+            yield name_of(path), values[0]
         else:
             yield name_of(path), values
-    if config.model_type == "deepseek_v3":
-        for number in range(config.first_k_dense_replace, config.num_hidden_layers):
-            yield f"blk.{number}.exp_probs_b.bias", np.zeros(config.n_routed_experts, np.float32)
+    for path, buffer in model.named_buffers():
+        if path.endswith("e_score_correction_bias"):
+            yield f"blk.{path.split('.')[2]}.exp_probs_b.bias", buffer.numpy()
 
 
 def _split_experts(path: str, values: np.ndarray, config: Any) -> Iterator[tuple[str, np.ndarray]]:

@@ -44,6 +44,28 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "intermediate_size": 1024,
         "head_dim": 128,
     },
+    "qwen2_moe": {
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 256,
+        "shared_expert_intermediate_size": 768,
+        "intermediate_size": 1024,
+    },
+    "deepseek_v2": {
+        "num_hidden_layers": 27,
+        "n_routed_experts": 8,
+        "moe_intermediate_size": 64,
+        "intermediate_size": 512,
+        "num_key_value_heads": 8,
+        "kv_lora_rank": 128,
+        "q_lora_rank": None,
+        "qk_rope_head_dim": 32,
+        "qk_nope_head_dim": 64,
+        "v_head_dim": 64,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
     "deepseek_v3": {
         "n_routed_experts": 16,
         "moe_intermediate_size": 256,
@@ -58,12 +80,49 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "topk_group": 1,
         "first_k_dense_replace": 1,
     },
+    "dots1": {
+        "n_routed_experts": 16,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 256,
+        "intermediate_size": 1024,
+        "num_key_value_heads": 8,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+    },
+    "glm4_moe": {
+        "n_routed_experts": 16,
+        "moe_intermediate_size": 256,
+        "intermediate_size": 1024,
+        "head_dim": 128,
+        "use_qk_norm": True,
+        "attention_bias": True,
+    },
+    "minimax_m2": {"num_local_experts": 16, "intermediate_size": 256, "head_dim": 128},
     "gpt_oss": {
         "num_local_experts": 8,
         "intermediate_size": 512,
         "head_dim": 64,
         "sliding_window": 128,
     },
+}
+# With few rows of logits, other tensors decide the size of the compute buffer.
+_FEW_TOKENS: dict[str, dict[str, Any]] = {
+    "mixtral": {"intermediate_size": 1024},
+    "olmoe": {"num_experts": 32, "num_experts_per_tok": 8},
+    "qwen2_moe": {},
+    "qwen3_moe": {"num_experts": 64, "num_experts_per_tok": 8},
+    "deepseek_v2": {"n_routed_experts": 16},
+    "deepseek_v3": {
+        "n_routed_experts": 64,
+        "n_group": 8,
+        "topk_group": 4,
+        "num_experts_per_tok": 8,
+    },
+    "dots1": {"n_routed_experts": 32},
+    "glm4_moe": {"num_experts_per_tok": 8, "use_qk_norm": False, "attention_bias": False},
+    "minimax_m2": {"num_local_experts": 64, "num_experts_per_tok": 8},
+    "gpt_oss": {"num_local_experts": 32, "num_experts_per_tok": 4},
 }
 # Context, ubatch, sequences, type of keys and values, flash attention.
 _SETTINGS = (
@@ -74,6 +133,13 @@ _SETTINGS = (
     (8192, 1024, 4, "f16", True),
     (8192, 64, 16, "f16", False),
 )
+_FURTHER_SETTINGS = (
+    (1024, 2048, 1, "f16", True),
+    (2048, 2048, 3, "q8_0", True),
+    (3000, 300, 1, "f16", False),
+    (6000, 1, 2, "f16", True),
+)
+_TYPES = ("f32", "f16", "q8_0")
 _CACHE_TYPES = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}
 _BUFFER = re.compile(r"(\S+)\s+(model|KV|compute|output) buffer size = +([\d.]+) MiB")
 _LOGGED: list[str] = []
@@ -114,12 +180,21 @@ def main() -> None:
     llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
     configs = [AutoConfig.from_pretrained(demo_folder())]
     configs += [AutoConfig.for_model(name, **_COMMON | own) for name, own in _FAMILIES.items()]
+    configs += [
+        AutoConfig.for_model(name, **_COMMON | _FAMILIES[name] | {"vocab_size": 512} | own)
+        for name, own in _FEW_TOKENS.items()
+    ]
     for number, config in enumerate(configs):
-        for tensor_type in ("f32", "f16", "q8_0"):
+        types = ("f32", "f16", "q8_0", "mxfp4") if config.model_type == "gpt_oss" else _TYPES
+        for tensor_type in types:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model.gguf")
                 write_gguf(config, path, tensor_type=tensor_type)
-                for setting in _SETTINGS if tensor_type == "f16" else _SETTINGS[:1]:
+                has_few_tokens = number > len(_FAMILIES)
+                settings = list(() if has_few_tokens else _SETTINGS[:1])
+                if tensor_type == "f16":
+                    settings = [*_SETTINGS, *(_FURTHER_SETTINGS if has_few_tokens else ())]
+                for setting in settings:
                     named = ("context", "ubatch", "sequences", "cache_type", "flash_attention")
                     line = {
                         "llama_cpp_python": version("llama-cpp-python"),

@@ -301,9 +301,9 @@ def group_runs(lines: list[dict[str, Any]]) -> dict[Run, list[dict[str, Any]]]:
 def simulate(run: Run, *, first: Mapping[str, Any]) -> list[int]:
     """Return the peak of allocated memory on each rank."""
     from moetool.catalogue.gpus import find_gpu
-    from moetool.memory.layouts.gpu_group import ParallelWay
     from moetool.memory.layouts.mapped_runs import run_by_device_map
     from moetool.memory.layouts.shared_runs import SharedRuns
+    from moetool.memory.machine.gpu_group import ParallelWay
     from moetool.memory.scenario import Scenario, Task
     from moetool.memory.simulated.model_runs import ModelRuns
 
@@ -339,7 +339,8 @@ def load(geometry: str, card: str) -> Any:
     from moetool.memory.loaded.skeletons import SkeletonBuilder
 
     config = make_config(geometry)
-    config.architectures = [transformers.AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    classes: Any = transformers.AutoModelForCausalLM._model_mapping
+    config.architectures = [classes[type(config)].__name__]
     folder = tempfile.mkdtemp()
     config.save_pretrained(folder)
     subject = find_subject(resolve_model(folder), source=AskedSource.AUTO, revision=None)

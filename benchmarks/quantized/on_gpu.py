@@ -5,8 +5,8 @@
 Weights are random, drawn on the GPU while transformers reads them under the names of the published
 files. Whole models are loaded in nf4, to see what they take. Times are of models cut to a few
 layers, without embedding and head: those in bfloat16 and in nf4 are both on the GPU and run in
-turns. In prefill, experts in bfloat16 run by `grouped_mm`, in decode by `batched_mm`, as `generate`
-chooses on a GPU.
+turns. In prefill, experts in bfloat16 run by `grouped_mm`, in decode by `batched_mm`, as `generate` chooses
+on a GPU.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import bitsandbytes.nn
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
@@ -28,6 +29,7 @@ from benchmarks.quantized.random_weights import cut_config, load_drawn
 from moetool.quantized.kinds import Quantization
 from moetool.quantizing.experts import packed_tensors
 from moetool.quantizing.kernels.launch import multiply_each
+from moetool.quantizing.linear import make_lean
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.quantizer import ExpertsConfig
 from moetool.quantizing.unpacking import unpack
@@ -63,6 +65,7 @@ def main() -> None:
     only = parser.parse_args().only
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     with reporting("kernels"):
+        compare_linear_layers()
         compare_kernels()
     subjects = [subject for subject in SUBJECTS if subject.name in only]
     for subject in subjects:
@@ -102,9 +105,7 @@ def compare_kernels() -> None:
             packing = Packing(quantization, is_nested)
             tensors = packing.quantize(stack, matrix)
             there = packing.quantize(stack.cpu(), matrix)
-            same = [
-                bool((t.cpu() == there[name]).float().mean() > 0.999) for name, t in tensors.items()
-            ]
+            same = [f"{(t.cpu() == there[name]).float().mean():.4f}" for name, t in tensors.items()]
             plain = unpack(
                 {k: v.cpu() for k, v in tensors.items()},
                 range(8),
@@ -130,8 +131,25 @@ def compare_kernels() -> None:
                 error = ((each.double().cpu() - exact).norm() / exact.norm()).item()
                 say(
                     f"kernels {quantization} nested={is_nested} {str(dtype)[6:]}: dequantized "
-                    f"equal {equal}, product error {error:.1e}, codes as on the CPU {same}"
+                    f"equal {equal}, product error {error:.1e}, equal to the CPU's {', '.join(same)}"
                 )
+
+
+def compare_linear_layers() -> None:
+    """Compare linear layers that call bitsandbytes' kernels directly with its own layers."""
+    library: Any = bitsandbytes.nn
+    for has_bias in (False, True):
+        layer = library.Linear4bit(704, 192, has_bias, torch.bfloat16, compress_statistics=False)
+        layer = layer.to(torch.bfloat16).to(DEVICE)
+        for shape in ((1, 1, 704), (8, 1, 704), (2, 300, 704)):
+            rows = torch.randn(shape, device=DEVICE, dtype=torch.bfloat16)
+            with torch.inference_mode():
+                layer.__class__ = library.Linear4bit
+                usual = layer(rows)
+                make_lean(layer)
+                lean = layer(rows)
+            same = torch.equal(usual, lean)
+            say(f"linear layer, bias={has_bias}, {shape}: {type(layer).__name__} equal {same}")
 
 
 def time_model(subject: Subject) -> None:
@@ -156,16 +174,21 @@ def report(subject: Subject, what: str, times: dict[str, list[float]], *, per: i
     )
 
 
+def choose(models: dict[str, PreTrainedModel], implementation: str) -> None:
+    """Choose how experts in bfloat16 run. Packed ones run their own code in any case."""
+    for model in models.values():
+        model.set_experts_implementation(implementation)
+
+
 def measure_decode(models: dict[str, PreTrainedModel], batch: int) -> dict[str, list[float]]:
     """Return milliseconds of some decode steps of each model, in turns."""
-    for model in models.values():
-        if model._can_set_experts_implementation():
-            model.set_experts_implementation("batched_mm")
+    choose(models, "grouped_mm")
     ids = torch.randint(0, 1000, (batch, CONTEXT), device=DEVICE)
     caches = {}
     for name, model in models.items():
         caches[name] = DynamicCache(config=model.config)
         run(model, ids, caches[name])
+    choose(models, "batched_mm")
 
     def steps(name: str) -> None:
         for _ in range(NUM_STEPS):
@@ -178,9 +201,7 @@ def measure_prefill(
     models: dict[str, PreTrainedModel], ids: torch.Tensor
 ) -> dict[str, list[float]]:
     """Return milliseconds of a prefill of each model, in turns."""
-    for model in models.values():
-        if model._can_set_experts_implementation():
-            model.set_experts_implementation("grouped_mm")
+    choose(models, "grouped_mm")
     return in_turns(
         lambda name: run(models[name], ids, DynamicCache(config=models[name].config)), models
     )
@@ -205,7 +226,7 @@ def in_turns(
 @torch.inference_mode()
 def run(model: Any, ids: torch.Tensor, cache: DynamicCache) -> None:
     """Run a model without its head."""
-    model.model(input_ids=ids, past_key_values=cache, use_cache=True)
+    model.model(input_ids=ids, cache=cache, use_cache=True)
 
 
 def load_whole(subject: Subject) -> None:

@@ -44,7 +44,7 @@ class DrawnTensor:
 
 def cut_config(name: str, num_layers: int | None) -> PreTrainedConfig:
     """Return a published configuration with fewer layers."""
-    raw = dict(read_published_config(name))
+    raw: dict[str, Any] = dict(read_published_config(name))
     if num_layers is not None:
         raw["num_hidden_layers"] = num_layers
         for key in ("layer_types", "mlp_layer_types"):
@@ -91,4 +91,5 @@ def load_drawn(
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if wrong:
         raise RuntimeError(f"not loaded: {wrong[:3]}")
-    return model.eval()
+    model.eval()
+    return model

@@ -13,11 +13,12 @@ from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_mode
 from moetool.checkpoint.subject import AskedSource, Subject, find_subject
 from moetool.choices import choose_word, take_flag, take_path, take_sizes, take_text
 from moetool.errors import InputError, UsageError
+from moetool.memory.assisting.refusals import refuse_elsewhere
 from moetool.memory.estimate_scenario import CALIBRATED_GPU, estimate_scenario
-from moetool.memory.layouts.gpu_group import GpuGroup, take_group
 from moetool.memory.layouts.plan import plan_layouts, refuse_layouts
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
+from moetool.memory.machine.gpu_group import GpuGroup, take_group
 from moetool.memory.machine.local_gpu import take_gpu
 from moetool.memory.measure import has_weights, refuse_unmeasurable
 from moetool.memory.notes.estimate_notes import note_clipped
@@ -25,7 +26,8 @@ from moetool.memory.receipts.measuring import add_measurements
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
 from moetool.memory.serving.answer import ServingOptions
-from moetool.memory.serving.serve import serve_model
+from moetool.memory.serving.deployment import choose_default_way
+from moetool.memory.serving.serve import refuse_sharing, serve_model
 from moetool.quiet import quiet_transformers
 
 
@@ -63,7 +65,8 @@ def estimate_memory(
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
         measure: Run each scenario on this machine's GPU too.
         parallel: The ways in which several GPUs share the model: values of `ParallelWay`, as a list
-            or with commas. `gpu` then begins with their number: `8xh200`.
+            or with commas. `gpu` then begins with their number: `8xh200`. With an engine, it is how
+            the engine shares the model, and transformers' ways are left out.
         num_nodes: Machines with that many GPUs each.
         serving: An engine that would serve the model on the GPU; None for no such answer.
         revision: Branch, tag or commit, for Hub ids.
@@ -133,7 +136,7 @@ def estimate_part(
     group = (
         parallel
         if isinstance(parallel, GpuGroup)
-        else take_group(gpu, parallel, num_nodes=num_nodes)
+        else take_group(gpu, parallel, num_nodes=num_nodes, default=choose_default_way(serving))
     )
     if group is not None:
         gpu = group.gpu
@@ -159,23 +162,30 @@ def estimate_part(
     subject = find_subject(reference, source=AskedSource.AUTO, revision=revision)
     builder = SkeletonBuilder(subject, trust_remote_code=trust_remote_code)
     scenarios = [builder.clip_scenario(scenario, clipped_sizes) for scenario in asked]
+    alone = {"--parallel": group is not None, "--engine": serving is not None, "--measure": measure}
     for scenario in scenarios:
         builder.refuse_scenario(scenario)
+        refuse_elsewhere(scenario, where=next((flag for flag in alone if alone[flag]), None))
     if measure:
         refuse_unmeasurable(scenarios, has_weights=has_weights(builder))
         _refuse_published_quantized(subject, scenarios)
     say = on_progress or (lambda _: None)
     loader = ModelLoader(builder, named_gpu or read_gpus()[CALIBRATED_GPU], say)
-    if group is not None:
+    # An engine shares the model in its own way, in place of transformers'.
+    shared = group if serving is None else None
+    if shared is not None:
         for scenario in scenarios:
-            refuse_layouts(loader, scenario, group)
+            refuse_layouts(loader, scenario, shared)
+    if serving is not None:
+        for scenario in scenarios:
+            refuse_sharing(loader.load(scenario), serving, group)
     estimates = []
     for wanted, scenario in zip(asked[part], scenarios[part], strict=True):
         estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)
-        if group is not None:
-            estimate = replace(estimate, layouts=plan_layouts(loader, estimate, group))
+        if shared is not None:
+            estimate = replace(estimate, layouts=plan_layouts(loader, estimate, shared))
         if serving is not None and named_gpu is not None:
-            answer = serve_model(loader.load(scenario), scenario, named_gpu, serving)
+            answer = serve_model(loader.load(scenario), scenario, named_gpu, serving, group=group)
             estimate = replace(estimate, serving=answer)
         if scenario != wanted and builder.context is not None:
             note = note_clipped(wanted, scenario, context=builder.context)

@@ -33,12 +33,17 @@ from moetool.memory.notes.estimate_notes import (
     RESERVE_GIVEN_BACK,
     TIGHT,
     TRACE_UNREAD,
-    TRAINING_CONFIRMED,
+    TRAINING_UNCONFIRMED,
     WEIGHTS_UNKNOWN,
     note_fits_nowhere,
     note_unconfirmed,
 )
-from moetool.memory.notes.generation_notes import is_measured, note_generation
+from moetool.memory.notes.generation_notes import (
+    is_measured,
+    is_step_measured,
+    note_assistant,
+    note_generation,
+)
 from moetool.memory.notes.peak_causes import note_peak_cause
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario, Task
@@ -51,6 +56,7 @@ from moetool.memory.simulated.work import (
     refuse_work,
 )
 from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.simulation.training.optimizer_kinds import Optimizer
 
 # The GPU whose CUDA context and kernels the simulation was calibrated on.
 CALIBRATED_GPU = "h200"
@@ -95,7 +101,8 @@ def estimate_scenario(
     variants = _run_variants(runs, scenario, plain_run, memory_bytes, gaps=gaps)
     fits = _list_fits(runs, scenario, named_gpu, plain_run, gaps=gaps)
     config = loader.builder.make_config()
-    confirmed = _find_confirmation(config.model_type, scenario, model)
+    dtype = str(loader.builder.find_dtype(scenario)).removeprefix("torch.")
+    confirmed = _find_confirmation(config.model_type, scenario, model, dtype=dtype)
     estimate = Estimate(
         model=loader.builder.subject.model,
         scenario=scenario,
@@ -111,7 +118,8 @@ def estimate_scenario(
         host_cache_bytes=plain_run.host_cache_bytes if scenario.cache_plan.is_offloaded else None,
         confirmed_on=confirmed.where if confirmed and is_measured(scenario) else None,
         training=None if run is None else run.training,
-        loaded_dtype=str(loader.builder.find_dtype(scenario)).removeprefix("torch."),
+        assistant=plain_run.assistant,
+        loaded_dtype=dtype,
     )
     cause = note_scores(model.skeleton, scenario, estimate.at_peak)
     cause = cause or note_peak_cause(model.skeleton, scenario, estimate.at_peak)
@@ -120,17 +128,20 @@ def estimate_scenario(
         *note_class(loader.builder.subject.config, config),
         *plain_run.notes,
         *note_generation(scenario, plain_run.host_cache_bytes),
+        *note_assistant(plain_run.assistant),
         *model.note_stored(scenario.dtype),
         *model.stored_notes,
     ]
-    if scenario.task is Task.TRAIN:
-        notes.append(TRAINING_CONFIRMED)
+    if confirmed is None and scenario.task is Task.TRAIN:
+        notes.append(TRAINING_UNCONFIRMED)
     elif confirmed is None:
         stored = None if model.runs_in_full_precision else model.stored
         notes.append(note_unconfirmed(config.model_type, scenario.quantization, stored))
     if cause is not None:
         notes.append(cause)
     if named_gpu is None:
+        if model.older is not None:
+            notes.append(model.older.note)
         largest = list_gpus()[-1]
         notes += note_fits_nowhere(estimate.smallest_fits, largest=largest)
         return replace(estimate, notes=(*notes, *gaps.notes, OTHER_GPUS))
@@ -174,7 +185,7 @@ def _run_variants(
         }
         return {
             name: _limit(
-                run.shift_weights(num_bytes - run.figures.weights_bytes), memory_bytes
+                run.shift_weights(num_bytes - run.own_weights_bytes), memory_bytes
             ).figures.show()
             for name, (run, num_bytes) in held.items()
             if num_bytes is not None and run is not None
@@ -247,7 +258,7 @@ def _list_fits(
         )
         return found or ()
     # A device map takes about as long as a pass.
-    is_counted = scenario.task is not Task.TRAIN and gaps.is_allowed(
+    is_counted = not scenario.is_on_one_gpu and gaps.is_allowed(
         "The number of GPUs that it needs where one is not enough is",
         refuse_work,
         run,
@@ -266,11 +277,16 @@ def _list_fits(
 
 
 def _find_confirmation(
-    model_type: str, scenario: Scenario, model: LoadedModel
+    model_type: str, scenario: Scenario, model: LoadedModel, *, dtype: str
 ) -> Confirmation | None:
     """Return measured runs of the same kind of model with weights held in the same way."""
     if scenario.task is Task.TRAIN:
-        return None
+        if not is_step_measured(scenario) or dtype != "bfloat16":
+            return None
+        is_light = scenario.lora_rank is not None or scenario.optimizer is Optimizer.ADAMW_8BIT
+        return find_confirmation(
+            model_type, scenario.quantization, is_training=True, is_light=is_light
+        )
     if model.runs_in_full_precision and scenario.experts is QuantizedExperts.AS_LOADED:
         return find_confirmation(model_type, scenario.quantization)
     return None

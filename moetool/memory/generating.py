@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from moetool.choices import without_effect
 from moetool.errors import UsageError
+from moetool.memory.assisting.refusals import refuse_assisting
 from moetool.simulation.caches.kinds import CacheKind
 from moetool.simulation.run_options import choose_search
 
@@ -42,6 +43,7 @@ def refuse_generating(scenario: Scenario) -> None:
     Raises:
         UsageError: Options contradict each other or have no effect.
     """
+    refuse_assisting(scenario)
     _refuse_without_new_tokens(scenario)
     cache = scenario.cache
     if scenario.cache_dtype is not None and cache is not CacheKind.QUANTIZED:

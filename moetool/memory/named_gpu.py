@@ -28,6 +28,8 @@ _BYTES_IN_16_BITS = 2
 
 _ONE_GPU = "Training is estimated for one GPU; its time, sharing and offloading are not."
 
+_WITH_ASSISTANT = "With an assistant, the memory on one GPU is estimated; limits, sharing, offloading and speed are not."
+
 
 def add_answers(
     estimate: Estimate,
@@ -58,6 +60,8 @@ def add_answers(
     routing = None
     if trace is not None and choices is not None and model.held is not None:
         routing = read_routing(trace, choices)
+    if scenario.assistant is not None:
+        return replace(estimate, notes=(_WITH_ASSISTANT,))
     limits, notes = _find_limits(runs, estimate, run, gpu, gaps=gaps)
     named = None if limits is None else replace(limits, gpu=gpu.id)
     estimate = replace(estimate, limits=named, notes=notes)

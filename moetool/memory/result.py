@@ -5,10 +5,11 @@ All sizes are in bytes. Unknown figures are None, and the notes say why.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, get_type_hints
 
+from moetool.memory.answers import columns
 from moetool.memory.answers.figures import (
     Basis,
     MemoryFigures,
@@ -19,7 +20,15 @@ from moetool.memory.answers.figures import (
     StoredWeights,
 )
 from moetool.memory.answers.layout import Layout
-from moetool.memory.answers.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
+from moetool.memory.answers.on_gpus import (
+    Fit,
+    Limits,
+    Offload,
+    RankBytes,
+    SpeedBound,
+    find_smallest,
+)
+from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.measured.measurement import Measurement
 from moetool.memory.scenario import Scenario
 from moetool.memory.serving.answer import Serving
@@ -28,32 +37,6 @@ from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.quantized.kinds import Quantization
 from moetool.wording import format_bytes
-
-_FIGURES = (
-    "weights_bytes",
-    "cache_bytes",
-    "peak_allocated_bytes",
-    "peak_reserved_bytes",
-    "context_bytes",
-    "total_device_bytes",
-)
-# Their columns are at the end.
-_LAST_OPTIONS = ("cache_dtype", "num_beams", "num_return_sequences")
-_OF_A_PEAK = {
-    "phase": str | None,
-    "layer": str | None,
-    "operation": str | None,
-    "weights_bytes": int | None,
-    "cache_bytes": int | None,
-    "activation_bytes": int | None,
-    "workspace_bytes": int | None,
-}
-_OF_A_TRAINING_PEAK = ("gradient_bytes", "optimizer_state_bytes")
-_AT_PEAK = (*_OF_A_PEAK, *_OF_A_TRAINING_PEAK)
-_OF_TRAINING = ("optimizer", "has_checkpointing", "frozen")
-_PEAK_OF_A_PHASE = {
-    phase: f"{phase.value}_peak_allocated_bytes" for phase in (Phase.PREFILL, Phase.DECODE)
-}
 
 
 @dataclass(frozen=True)
@@ -87,6 +70,7 @@ class Estimate(NamedFigures, Tabular):
         confirmed_on: The GPU and the day on which runs of this kind of model were measured and
             compared with their estimates; None if none were.
         training: The parts of a step of training; None for other tasks.
+        assistant: The part of an assistant, which the figures include; None without one.
         host_cache_bytes: The part of an offloaded cache in the host's memory; None for others.
     """
 
@@ -113,9 +97,10 @@ class Estimate(NamedFigures, Tabular):
     layouts: tuple[Layout, ...] = ()
     training: TrainingMemory | None = None
     host_cache_bytes: int | None = None
+    assistant: AssistantMemory | None = None
 
     _SHOWN: ClassVar[tuple[str, ...]] = (
-        *("batch_size", "num_prompt_tokens", "num_new_tokens", "quantization", *_FIGURES),
+        *("batch_size", "num_prompt_tokens", "num_new_tokens", "quantization", *columns.FIGURES),
         *("gpu", "does_fit", "headroom_bytes"),
     )
 
@@ -180,12 +165,12 @@ class Estimate(NamedFigures, Tabular):
     @property
     def smallest_fit(self) -> Fit | None:
         """The GPU with the least memory on which the run fits; None if it fits on none."""
-        return _find_smallest(self._fits_as_run)
+        return find_smallest(self._fits_as_run)
 
     @property
     def smallest_fit_dequantized(self) -> Fit | None:
         """The GPU with the least memory for dequantized weights; None if there is none."""
-        return _find_smallest(self.fits_dequantized)
+        return find_smallest(self.fits_dequantized)
 
     @property
     def smallest_fits(self) -> Mapping[Quantization, Fit | None]:
@@ -198,7 +183,7 @@ class Estimate(NamedFigures, Tabular):
             return {}
         known = [fit for fit in self.fits if fit.fits is not None]
         return {
-            quantization: _find_smallest(fit for fit in known if fit.quantization is quantization)
+            quantization: find_smallest(fit for fit in known if fit.quantization is quantization)
             for quantization in dict.fromkeys(fit.quantization for fit in known)
         }
 
@@ -267,9 +252,9 @@ class Estimate(NamedFigures, Tabular):
             "model": self.model,
             "scenario": self.scenario,
             "method": self.method,
-            **{name: getattr(self, name) for name in _FIGURES},
-            "at_peak": _describe_peak(self.at_peak) if self.at_peak else None,
-            "peaks": [_describe_peak(peak) for peak in self.peaks],
+            **{name: getattr(self, name) for name in columns.FIGURES},
+            "at_peak": columns.describe_peak(self.at_peak) if self.at_peak else None,
+            "peaks": [columns.describe_peak(peak) for peak in self.peaks],
             "variants": self.variants,
             "fits": self.fits,
             "notes": self.notes,
@@ -279,10 +264,10 @@ class Estimate(NamedFigures, Tabular):
             "ranks": self.ranks,
             "offload": self.offload,
             "speed": self.speed,
-            "measured": _describe_measurement(self.measured) if self.measured else None,
+            "measured": columns.describe_measurement(self.measured) if self.measured else None,
             "fits_dequantized": self.fits_dequantized,
             "confirmed_on": self.confirmed_on,
-            **{name: getattr(self, name) for name in _PEAK_OF_A_PHASE.values()},
+            **{name: getattr(self, name) for name in columns.PEAK_OF_A_PHASE.values()},
             "stored_as": self.stored_as,
             "weights_basis": self.weights_basis,
             "loaded_dtype": self.loaded_dtype,
@@ -294,6 +279,7 @@ class Estimate(NamedFigures, Tabular):
             "layouts": self.layouts,
             "serving": self.serving,
             "training": self.training,
+            "assistant": self.assistant,
         }
         plain: dict[str, Any] = make_plain(value)
         return plain
@@ -307,32 +293,34 @@ class Estimate(NamedFigures, Tabular):
             **{
                 name: kind
                 for name, kind in hints.items()
-                if name not in (*_LAST_OPTIONS, *_OF_TRAINING)
+                if name
+                not in (*columns.LAST_OPTIONS, *columns.OF_TRAINING, *columns.LATEST_OPTIONS)
             },
             "method": str,
             "gpu": str,
-            **dict.fromkeys(_FIGURES, int | None),
-            **{f"at_peak_{name}": kind for name, kind in _OF_A_PEAK.items()},
-            **dict.fromkeys(_PEAK_OF_A_PHASE.values(), int | None),
-            **{f"measured_{name}": int | None for name in _FIGURES},
+            **dict.fromkeys(columns.FIGURES, int | None),
+            **{f"at_peak_{name}": kind for name, kind in columns.OF_A_PEAK.items()},
+            **dict.fromkeys(columns.PEAK_OF_A_PHASE.values(), int | None),
+            **{f"measured_{name}": int | None for name in columns.FIGURES},
             "stored_as": str | None,
             "weights_basis": str | None,
             "loaded_dtype": str | None,
             "smallest_gpu": str | None,
             "does_fit": bool | None,
             "headroom_bytes": int | None,
-            **{name: hints[name] for name in _LAST_OPTIONS},
+            **{name: hints[name] for name in columns.LAST_OPTIONS},
             "host_cache_bytes": int | None,
-            **{name: hints[name] for name in _OF_TRAINING},
-            **{f"at_peak_{name}": int | None for name in _OF_A_TRAINING_PEAK},
+            **{name: hints[name] for name in columns.OF_TRAINING},
+            **{f"at_peak_{name}": int | None for name in columns.OF_A_TRAINING_PEAK},
+            **{name: hints[name] for name in columns.LATEST_OPTIONS},
         }
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return one row, without the lists: fits, ranks and notes. Values are plain."""
         values = {
             **vars(self.scenario),
-            **{f"at_peak_{name}": getattr(self.at_peak, name, None) for name in _AT_PEAK},
-            **{f"measured_{name}": getattr(self.measured, name, None) for name in _FIGURES},
+            **{f"at_peak_{name}": getattr(self.at_peak, name, None) for name in columns.AT_PEAK},
+            **{f"measured_{name}": getattr(self.measured, name, None) for name in columns.FIGURES},
         }
         row = {
             name: values[name] if name in values else getattr(self, name)
@@ -342,17 +330,3 @@ class Estimate(NamedFigures, Tabular):
 
     def _find_peak_bytes(self, phase: Phase) -> int | None:
         return next((peak.allocated_bytes for peak in self.peaks if peak.phase is phase), None)
-
-
-def _describe_peak(peak: Peak) -> dict[str, Any]:
-    return {name: getattr(peak, name) for name in _AT_PEAK}
-
-
-def _describe_measurement(measured: Measurement) -> dict[str, Any]:
-    names = ("gpu", *_FIGURES, "seconds", "prefill_s", "decode_s_per_token")
-    return {**{name: getattr(measured, name) for name in names}, "bus": measured.bus}
-
-
-def _find_smallest(fits: Iterable[Fit]) -> Fit | None:
-    """Return the fit with the least memory among those that are enough."""
-    return min((fit for fit in fits if fit.fits), key=lambda fit: fit.memory_bytes, default=None)

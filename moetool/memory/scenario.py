@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
 
-from moetool.choices import choose, take_count, take_flag, without_effect
+from moetool.choices import choose, take_count, take_flag, take_path, take_text, without_effect
 from moetool.errors import UsageError
 from moetool.memory.generating import refuse_generating
 from moetool.memory.training.frozen_parts import FrozenPart
+from moetool.memory.training.refusals import refuse_training
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.caches.kinds import CacheDtype as CacheDtype
 from moetool.simulation.caches.kinds import CacheKind as CacheKind
@@ -27,6 +28,7 @@ _MOST_TOKENS = 2**27
 # Without one, transformers or the task chooses.
 _OPTIONAL = ("attention", "experts_implementation", "cache_dtype", "optimizer")
 _MOST_BEAMS = 2**10
+_HIGHEST_RANK = 2**16
 
 
 class Task(StrEnum):
@@ -75,12 +77,28 @@ _ABBREVIATED_DTYPES = {
 
 
 class Attention(StrEnum):
-    """transformers' implementations of attention."""
+    """transformers' implementations of attention; `flash` and `flex` are understood too."""
 
     EAGER = "eager"
     SDPA = "sdpa"
     FLASH_2 = "flash_attention_2"
     FLASH_3 = "flash_attention_3"
+    FLEX = "flex_attention"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Attention | None:
+        name = _ABBREVIATED_ATTENTION.get(value.lower()) if isinstance(value, str) else None
+        return cls(name) if name else None
+
+
+_ABBREVIATED_ATTENTION = {
+    "flash": "flash_attention_2",
+    "flash2": "flash_attention_2",
+    "fa2": "flash_attention_2",
+    "flash3": "flash_attention_3",
+    "fa3": "flash_attention_3",
+    "flex": "flex_attention",
+}
 
 
 class ExpertsImplementation(StrEnum):
@@ -133,6 +151,11 @@ class Scenario:
         cache_dtype: The format of a quantized cache; None for others.
         num_beams: Beams of each sequence; 1 for the most likely token.
         num_return_sequences: Sequences generated for each prompt: of the beams, or sampled.
+        assistant: The model that drafts tokens for `generate`, named as models are; None without one.
+        lora_rank: The rank of adapters, which are then all that is trained; None for none.
+        lora_targets: The names of the layers that get adapters, with commas in between; None for
+            the ones that PEFT chooses, else attention's.
+        trained_experts: The path of ESFT's file of the experts that are trained; None for all.
 
     Raises:
         UsageError: An option has no such choice, a size is not a positive whole number or is too
@@ -158,6 +181,10 @@ class Scenario:
     cache_dtype: CacheDtype | None = None
     num_beams: int = 1
     num_return_sequences: int = 1
+    assistant: str | None = None
+    lora_rank: int | None = None
+    lora_targets: str | None = None
+    trained_experts: str | None = None
 
     def __post_init__(self) -> None:
         # Options are compared by identity everywhere, so each value becomes its enum's member.
@@ -192,18 +219,29 @@ class Scenario:
             value = getattr(self, field)
             number = take_count(value, name=name, smallest=smallest, largest=largest)
             self._set(field, number)
+        rank = take_count(
+            self.lora_rank, name="LoRA rank", smallest=1, largest=_HIGHEST_RANK, is_optional=True
+        )
+        self._set("lora_rank", rank)
+        if self.lora_targets is not None:
+            self._set("lora_targets", take_text(self.lora_targets, name="adapted layers"))
+        if self.trained_experts is not None:
+            path = take_path(self.trained_experts, name="file of chosen experts")
+            self._set("trained_experts", str(path))
         if self.cache is CacheKind.DYNAMIC and self.cache_dtype is not None:
             self._set("cache", CacheKind.QUANTIZED)
         elif self.cache is CacheKind.QUANTIZED and self.cache_dtype is None:
             # transformers' default.
             self._set("cache_dtype", CacheDtype.INT4)
+        if self.assistant is not None:
+            self._set("assistant", take_text(self.assistant, name="assistant"))
         self._refuse_contradictions()
 
     def _set(self, field: str, value: object) -> None:
         object.__setattr__(self, field, value)
 
     def _refuse_contradictions(self) -> None:
-        self._refuse_training()
+        refuse_training(self)
         if self.task is Task.FORWARD and self.num_new_tokens:
             raise UsageError(
                 "A forward pass makes no new tokens.",
@@ -215,29 +253,6 @@ class Scenario:
                 {"--double-quantization": "double quantization"},
                 because="only nf4 and fp4 have scales that it quantizes",
                 unless="choose --quantization nf4 or fp4",
-            )
-
-    def _refuse_training(self) -> None:
-        if self.task is not Task.TRAIN:
-            given = {
-                "--optimizer": ("an optimizer", self.optimizer is not None),
-                "--gradient-checkpointing": ("gradient checkpointing", self.has_checkpointing),
-                "--freeze": ("a frozen part", self.frozen is not FrozenPart.NONE),
-            }
-            idle = {flag: words for flag, (words, is_given) in given.items() if is_given}
-            if idle:
-                raise without_effect(
-                    idle, because="nothing is trained", unless="choose --task train"
-                )
-        elif self.num_new_tokens:
-            raise UsageError(
-                "A step of training makes no new tokens.",
-                hint="Leave out --new-tokens, or choose --task generate.",
-            )
-        elif self.quantization is not Quantization.NONE:
-            raise UsageError(
-                f"Weights in {self.quantization} can't be trained.",
-                hint="Leave out --quantization.",
             )
 
     @property
@@ -263,6 +278,11 @@ class Scenario:
     def num_sequences(self) -> int:
         """Sequences that run at once: all beams, or all samples, of all prompts."""
         return self.batch_size * max(self.num_beams, self.num_return_sequences)
+
+    @property
+    def is_on_one_gpu(self) -> bool:
+        """Whether it is only estimated for one GPU that holds all of it."""
+        return self.task is Task.TRAIN or self.assistant is not None
 
     @property
     def num_cached_tokens(self) -> int:

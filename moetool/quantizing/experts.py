@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.unpacking import unpack
 
-# Dequantized matrices that exist at the same time, unless a single one takes more.
-CHUNK_BYTES = 256 * 2**20
+# Dequantized matrices that exist at the same time, unless a single one takes more: as many bytes as
+# the rows take that are multiplied with them, within these bounds.
+CHUNK_BYTES = (256 * 2**20, 2**30)
 # Fewer experts than this are multiplied one after the other.
 _FEWEST_GROUPED = 3
 
@@ -46,7 +47,8 @@ def pack_module(
                 continue
             tensor = torch.empty(shape, dtype=dtype, device="meta")
             module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
-    module.__dict__.update(packed_matrices=tuple(matrices), packing=packing)
+    names = {matrix.name: tuple(packing.list_tensors(matrix)) for matrix in matrices}
+    module.__dict__.update(packed_matrices=tuple(matrices), packing=packing, packed_names=names)
     module_class: Any = type(module)
     module.__class__ = _packed_class(module_class)
 
@@ -59,7 +61,8 @@ def is_packed(module: nn.Module) -> bool:
 def packed_tensors(module: nn.Module, matrix: ExpertMatrix) -> dict[str, torch.Tensor]:
     """Return the tensors of one of a packed module's stacks by name."""
     held: Any = module
-    return {name: getattr(held, name) for name in held.packing.list_tensors(matrix)}
+    # Not by attributes: in decode this is called for each layer of each token.
+    return {name: held._parameters[name] for name in held.packed_names[matrix.name]}
 
 
 def unpack_matrix(
@@ -92,8 +95,8 @@ def _packed_class(module_class: type[nn.Module]) -> type[nn.Module]:
             # Scales stay in float32 when the model is converted to another dtype.
             before = {
                 name: self._parameters[name].detach()
-                for matrix in self.packed_matrices
-                for name in self.packing.list_tensors(matrix)
+                for names in self.packed_names.values()
+                for name in names
             }
             super()._apply(fn, recurse)
             for name, tensor in before.items():
@@ -123,12 +126,21 @@ def run_experts(
         ids: Expert ids. # (num_tokens, top_k)
         weights: # (num_tokens, top_k)
     """
-    num_tokens, top_k = ids.shape
-    fused = _run_few(module, hidden_states, ids)
-    outputs = _run_grouped(module, hidden_states, ids) if fused is None else fused
+    if not ids.numel():
+        return torch.zeros_like(hidden_states)
+    outputs = _run_few(module, hidden_states, ids)
+    if outputs is None:
+        return _run_grouped(module, hidden_states, ids, weights)
+    return _add_up(outputs, weights).to(hidden_states.dtype)
+
+
+def _add_up(outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the weighted sum of each token's outputs, which follow each other."""
+    if outputs.is_cuda and outputs.dtype is weights.dtype:
+        # One kernel, which adds up in float32 without rounding products first.
+        return torch.bmm(weights.unsqueeze(1), outputs.view(*weights.shape, -1)).squeeze(1)
     weighted = outputs * weights.reshape(-1, 1)
-    total = weighted.view(num_tokens, top_k, -1).sum(dim=1)
-    return total.to(hidden_states.dtype)
+    return weighted.view(*weights.shape, -1).sum(dim=1)
 
 
 def _run_few(
@@ -142,6 +154,9 @@ def _run_few(
     held: Any = module
     up, down = held.packed_matrices
     if not hidden_states.is_cuda or hasattr(module, "identity_expert"):
+        return None
+    if torch.is_grad_enabled() and hidden_states.requires_grad:
+        # The kernels pass no gradients on.
         return None
     from moetool.quantizing.kernels.launch import fits_kernel, multiply_each
 
@@ -169,66 +184,85 @@ def _run_few(
     )
 
 
-def _run_grouped(module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Return each assignment's output, with rows sorted by expert.
-
-    Returns:
-        # (num_tokens * top_k, hidden_size)
-    """
+def _run_grouped(
+    module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Return the weighted sum of each token's experts, computed with rows sorted by expert."""
     held: Any = module
     up, down = held.packed_matrices
-    num_experts = down.num_experts
-    chosen = ids.reshape(-1)
-    ordered, order = torch.sort(chosen, stable=True)
-    counts = _count(ordered, num_experts)
+    ordered, order = torch.sort(ids.reshape(-1), stable=True)
+    edges = torch.arange(down.num_experts + 1, device=ids.device, dtype=ids.dtype)
+    bounds = torch.searchsorted(ordered, edges, out_int32=True)
+    starts: list[int] = bounds.tolist()
+    counts = [end - start for start, end in itertools.pairwise(starts)]
     tokens = order // ids.shape[1]
-    outputs = hidden_states.new_empty(len(order), hidden_states.shape[-1])
     dtype = hidden_states.dtype
-    start = 0
+    shape = (len(order), hidden_states.shape[-1])
+    outputs: torch.Tensor | None = None
     for experts in _iter_chunks(counts, (up, down), dtype):
-        sizes = [counts[expert] for expert in experts]
-        end = start + sum(sizes)
+        first, last = experts[0], experts[-1]
+        start, end = starts[first], starts[last + 1]
         rows = hidden_states[tokens[start:end]]
+        ends = bounds[first + 1 : last + 2] - start
+        if len(ends) > len(experts):
+            hit = torch.tensor([expert - first for expert in experts], device=ends.device)
+            ends = ends[hit]
         for matrix in (up, down):
             matrices = unpack_matrix(module, matrix, experts, dtype=dtype)
-            rows = _multiply_groups(rows, matrices, sizes)
+            rows = _multiply_groups(rows, matrices, [counts[expert] for expert in experts], ends)
             del matrices
             bias = _find_bias(module, matrix)
             if bias is not None:
                 rows = rows + bias[ordered[start:end]]
             if matrix is up:
                 rows = _activate(module, rows)
-        outputs[order[start:end]] = _finish(module, rows)
-        start = end
-    if start < len(order):
-        rest = order[start:]
+        rows = _finish(module, rows)
+        if len(rows) == len(order):
+            outputs = rows
+            break
+        outputs = hidden_states.new_empty(shape) if outputs is None else outputs
+        outputs[start:end] = rows
+        del rows
+    outputs = hidden_states.new_empty(shape) if outputs is None else outputs
+    rest = starts[-1]
+    if rest < len(order):
         has_identity = hasattr(module, "identity_expert")
-        outputs[rest] = hidden_states[tokens[start:]] if has_identity else 0.0
-    return outputs
+        outputs[rest:] = hidden_states[tokens[rest:]] if has_identity else 0.0
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device)
+    if outputs.is_cuda and not outputs.requires_grad:
+        from moetool.quantizing.kernels.launch import add_up_sorted, has_kernels
 
-
-def _count(ordered: torch.Tensor, num_experts: int) -> list[int]:
-    """Return the number of rows of each expert with matrices."""
-    edges = torch.arange(num_experts + 1, device=ordered.device, dtype=ordered.dtype)
-    bounds: list[int] = torch.searchsorted(ordered, edges).tolist()
-    return [end - start for start, end in itertools.pairwise(bounds)]
+        if has_kernels():
+            return add_up_sorted(outputs, places, weights)
+    return _add_up(outputs[places], weights).to(dtype)
 
 
 def _iter_chunks(
     counts: Sequence[int], matrices: Sequence[ExpertMatrix], dtype: torch.dtype
 ) -> Iterator[list[int]]:
     """Yield the experts that are hit, in groups whose dequantized matrices are of bounded size."""
+    least, most_bytes = CHUNK_BYTES
+    wide = max(matrix.in_features + matrix.out_features for matrix in matrices)
+    budget = min(max(sum(counts) * wide * dtype.itemsize, least), most_bytes)
     largest = max(matrix.num_weights for matrix in matrices) * dtype.itemsize
-    most = max(1, CHUNK_BYTES // largest)
+    most = max(1, budget // largest)
     hit = [expert for expert, count in enumerate(counts) if count]
     for first in range(0, len(hit), most):
         yield hit[first : first + most]
 
 
 def _multiply_groups(
-    rows: torch.Tensor, matrices: torch.Tensor, sizes: Sequence[int]
+    rows: torch.Tensor, matrices: torch.Tensor, sizes: Sequence[int], ends: torch.Tensor
 ) -> torch.Tensor:
-    """Return the product of each expert's rows, which follow each other, with its matrix."""
+    """Return the product of each expert's rows, which follow each other, with its matrix.
+
+    Args:
+        rows: # (sum(sizes), in_features)
+        matrices: # (len(sizes), out_features, in_features)
+        sizes: Rows of each expert.
+        ends: Where they end, on the device.
+    """
     is_grouped = (
         rows.is_cuda
         and rows.dtype is torch.bfloat16
@@ -238,13 +272,10 @@ def _multiply_groups(
         and hasattr(F, "grouped_mm")
     )
     if is_grouped:
-        ends = torch.tensor(sizes, dtype=torch.int32, device=rows.device).cumsum(
-            0, dtype=torch.int32
-        )
         functions: Any = F
         product: torch.Tensor = functions.grouped_mm(rows, matrices.transpose(1, 2), offs=ends)
         return product
-    parts = rows.split(list(sizes))
+    parts = torch.split(rows, list(sizes))
     products = [F.linear(part, matrix) for part, matrix in zip(parts, matrices, strict=True)]
     return products[0] if len(products) == 1 else torch.cat(products)
 

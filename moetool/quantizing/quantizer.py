@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps
-from transformers.integrations import replace_with_bnb_linear
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -26,6 +26,7 @@ from moetool.quantized.kinds import Quantization
 from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.experts import is_packed, pack_module
 from moetool.quantizing.layout import list_modules_left_out, list_packable
+from moetool.quantizing.linear import make_lean
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.saving.reloading import make_conversions
 from moetool.registration import METHOD, remove_placeholders
@@ -34,7 +35,7 @@ remove_placeholders()
 
 
 @register_quantization_config(METHOD)
-class ExpertsConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class ExpertsConfig(QuantizationConfigMixin):
     """Linear layers in a format of bitsandbytes, and routed experts in the same format.
 
     Attributes:
@@ -50,14 +51,15 @@ class ExpertsConfig(QuantizationConfigMixin):  # type: ignore[misc]
         quantize_experts: bool = True,
         **_: object,
     ) -> None:
-        self.quant_method = METHOD
+        # transformers takes registered names as well as its own.
+        self.quant_method: Any = METHOD
         self.quantization = Quantization(quantization).value
         self.double_quantization = double_quantization
         self.quantize_experts = quantize_experts
 
     @property
     def choice(self) -> QuantizationChoice:
-        """What is quantized."""
+        """The format, and the weights that have it."""
         return QuantizationChoice(
             Quantization(self.quantization), self.double_quantization, self.quantize_experts
         )
@@ -83,7 +85,7 @@ class ExpertsConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 @register_quantizer(METHOD)
-class ExpertsQuantizer(HfQuantizer):  # type: ignore[misc]
+class ExpertsQuantizer(HfQuantizer):
     """Replaces linear layers by bitsandbytes' own, and packs the matrices of experts.
 
     What regards linear layers is left to transformers' quantizers for bitsandbytes.
@@ -93,6 +95,7 @@ class ExpertsQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def __init__(self, quantization_config: ExpertsConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        self._config = quantization_config
         self.packing = quantization_config.packing
         make: Any = Bnb4BitHfQuantizer if self.packing.is_4bit else Bnb8BitHfQuantizer
         self._linears: Any = make(
@@ -139,9 +142,13 @@ class ExpertsQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, **_: object
     ) -> PreTrainedModel:
-        prepare_model(
-            model, self.quantization_config, self._linears, is_quantized=self.pre_quantized
-        )
+        prepare_model(model, self._config, self._linears, is_quantized=self.pre_quantized)
+        return model
+
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **_: object
+    ) -> PreTrainedModel:
+        make_lean(model)
         return model
 
     def get_quantize_ops(self) -> ConversionOps:
@@ -172,7 +179,7 @@ class ExpertsQuantizer(HfQuantizer):  # type: ignore[misc]
         return False
 
 
-class PackWeights(ConversionOps):  # type: ignore[misc]
+class PackWeights(ConversionOps):
     """Quantizes one parameter, which is the only plain one at that time."""
 
     def __init__(self, packing: Packing, linears: Any) -> None:
@@ -180,9 +187,15 @@ class PackWeights(ConversionOps):  # type: ignore[misc]
         self._linears = linears
 
     def convert(
-        self, input_dict: dict[str, Any], *, model: PreTrainedModel, **kwargs: Any
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Return the tensors that take the place of some parameters, by path."""
+        del source_patterns, target_patterns
+        model: PreTrainedModel = kwargs.pop("model")
         converted: dict[str, Any] = {}
         for path, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value

@@ -108,7 +108,7 @@ def _list_packed_names(module: nn.Module) -> set[str]:
     if not is_packed(module):
         return set()
     held: Any = module
-    return {name for m in held.packed_matrices for name in held.packing.list_tensors(m)}
+    return {name for names in held.packed_names.values() for name in names}
 
 
 def _iter_scales(module: nn.Module, parameter: Any) -> Iterator[torch.Tensor]:

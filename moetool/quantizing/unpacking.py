@@ -102,7 +102,7 @@ def _unpack_4bit(
     weights = torch.nn.functional.embedding(codes.flatten(1).int(), pairs).flatten(1)
     num_weights = weights.shape[1]
     num_whole = num_weights // BLOCK_SIZE
-    whole = weights[:, : num_whole * BLOCK_SIZE].unflatten(1, (num_whole, BLOCK_SIZE))
+    whole = weights[:, : num_whole * BLOCK_SIZE].view(len(weights), num_whole, BLOCK_SIZE)
     whole.mul_(absmax[:, :num_whole, None])
     if num_weights % BLOCK_SIZE:
         weights[:, num_whole * BLOCK_SIZE :].mul_(absmax[:, num_whole:])

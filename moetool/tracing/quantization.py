@@ -59,7 +59,7 @@ def check_loadable(
         raise OutOfMemoryError(
             f"{name} takes {format_bytes(planned.total)} in {choice}, up to {format_bytes(needed)} "
             f"while it loads, and {device} has {format_bytes(free)} free.",
-            hint="Use --quantization nf4, --device-map auto, or a device with more memory.",
+            hint="Use --device-map auto with several GPUs, or a device with more memory.",
         )
 
 
@@ -98,7 +98,10 @@ def describe_quantization(model: PreTrainedModel) -> dict[str, Any]:
     from moetool.quantizing.sizes import measure_bytes
 
     sizes = measure_bytes(model)
+    # Packed experts run their own code, whatever the configuration says.
+    implementation = {"experts_implementation": "packed"} if choice.quantizes_experts else {}
     return {
+        **implementation,
         "quantization": str(choice),
         "quantized_expert_bytes": sizes.experts,
         "quantized_linear_bytes": sizes.linears,

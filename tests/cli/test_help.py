@@ -30,11 +30,12 @@ OPTIONS = {
     "inspect": {"--per-layer", "--summary", "--source"} | OF_MODELS,
     "memory-estimate": OF_MODELS
     | {"--batch-size", "--prompt-tokens", "--new-tokens", "--dtype", "--gpu", "--task", "--cache"}
-    | {"--cache-dtype", "--num-beams", "--num-return-sequences"}
+    | {"--cache-dtype", "--num-beams", "--num-return-sequences", "--assistant"}
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
     | {"--engine", "--gpu-memory-utilization", "--kv-cache-dtype", "--tensor-parallel"}
     | {"--engine-overhead", "--parallel", "--nodes"}
-    | {"--optimizer", "--gradient-checkpointing", "--freeze"}
+    | {"--optimizer", "--gradient-checkpointing", "--freeze", "--lora-rank"}
+    | {"--lora-targets"}
     | {"--double-quantization", "--trace", "--measure", "--save"},
     "route-trace": OF_MODELS
     | {

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
+import bitsandbytes.nn
 import pytest
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from tests.families.tiny.dense_reference import apply_decisions, observe_experts
 from tests.families.tiny.models import LOOPED_FAMILIES, text_inputs
 from tests.families.tiny.proof import run
 
+layers: Any = bitsandbytes.nn
 TOLERANCE = 1e-5
 NOT_A_FUSED_PAIR = {
     *("dbrx", "doge", "jetmoe", "llama4", "llama4_text", "nllb-moe", "switch_transformers")
@@ -65,18 +66,18 @@ def check_packing(name: str, model: PreTrainedModel, folder: Path) -> None:
         check_saving(loaded, model, folder, choice)
     assert not any(is_linear_of_bitsandbytes(loaded, path) for path in list_gates(loaded))
     assert measure_bytes(loaded) == plan_bytes(model, choice, dtype=torch.float32)
-    layers = find_moe_layers(model, allow_inexact=True)
-    assert find_moe_layers(loaded, allow_inexact=True) == layers
+    routed = find_moe_layers(model, allow_inexact=True)
+    assert find_moe_layers(loaded, allow_inexact=True) == routed
     # Recording shows how all layers compute. The tensors of the others are made in the same way.
     is_recorded = choice.quantization is Quantization.FP4 and name not in LOOPED_FAMILIES
-    chosen = layers if is_recorded else layers[-1:]
+    chosen = routed if is_recorded else routed[-1:]
     # DiffusionGemma's two stacks share experts.
     owners = {id(next(model.get_submodule(x.experts_path).parameters())): x for x in chosen}
     for layer in owners.values():
         compare_experts(model, loaded, layer, choice)
-    check_outputs(model.get_submodule(layers[-1].experts_path), loaded, layers[-1])
+    check_outputs(model.get_submodule(routed[-1].experts_path), loaded, routed[-1])
     if is_recorded:
-        check_recording(model, loaded, layers)
+        check_recording(model, loaded, routed)
 
 
 def list_gates(model: PreTrainedModel) -> list[str]:
@@ -85,7 +86,7 @@ def list_gates(model: PreTrainedModel) -> list[str]:
 
 
 def is_linear_of_bitsandbytes(model: PreTrainedModel, path: str) -> bool:
-    kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+    kinds = (layers.Linear4bit, layers.Linear8bitLt)
     return any(isinstance(module, kinds) for module in model.get_submodule(path).modules())
 
 
@@ -116,14 +117,13 @@ def quantize_by_bitsandbytes(
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Return a linear layer's codes and scales by name, and the weights that they stand for."""
     name, shape = matrix.name, (matrix.in_features, matrix.out_features)
-    library: Any = bitsandbytes.nn
     if choice.quantization is Quantization.INT8:
-        layer = library.Linear8bitLt(*shape, bias=False, has_fp16_weights=False)
-        layer.weight = library.Int8Params(weight, requires_grad=False).to("cpu")
+        layer = layers.Linear8bitLt(*shape, bias=False, has_fp16_weights=False)
+        layer.weight = layers.Int8Params(weight, requires_grad=False).to("cpu")
         codes, scale = layer.weight.CB, layer.weight.SCB
         return {name: codes, f"{name}_scale": scale}, codes * scale[:, None] / 127
-    layer = library.Linear4bit(*shape, bias=False)
-    layer.weight = library.Params4bit(
+    layer = layers.Linear4bit(*shape, bias=False)
+    layer.weight = layers.Params4bit(
         weight,
         requires_grad=False,
         compress_statistics=choice.is_double_quantized,
@@ -144,7 +144,9 @@ def quantize_by_bitsandbytes(
 def check_outputs(plain: nn.Module, loaded: PreTrainedModel, layer: MoeLayer) -> None:
     """Compare packed experts with a dense loop in float64, in two dtypes."""
     packed = loaded.get_submodule(layer.experts_path)
-    width = (find_matrices(plain) or ())[0].in_features
+    matrices = find_matrices(plain)
+    assert matrices is not None
+    width = matrices[0].in_features
     generator = torch.Generator().manual_seed(0)
     # Some experts, such as the last, aren't hit.
     num_ids = layer.num_experts + layer.num_identity_experts
@@ -160,17 +162,17 @@ def check_outputs(plain: nn.Module, loaded: PreTrainedModel, layer: MoeLayer) ->
 
 
 def check_recording(
-    model: PreTrainedModel, loaded: PreTrainedModel, layers: list[MoeLayer]
+    model: PreTrainedModel, loaded: PreTrainedModel, routed: list[MoeLayer]
 ) -> None:
     """Check that decisions recorded from a quantized model are those that its experts ran."""
     for module in loaded.modules():
         # On some CPUs this kernel refuses widths that tiny models have.
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if isinstance(module, layers.Linear4bit):
             module.support_avx512bf16_for_cpu = False
     with (
         torch.inference_mode(),
         RoutingRecorder(loaded, allow_inexact=True) as recorder,
-        observe_experts(loaded, layers) as observed,
+        observe_experts(loaded, routed) as observed,
     ):
         run(loaded, dict(text_inputs(model)))
     recorded = [layer for call in recorder.calls for layer in call.layers]

@@ -19,6 +19,7 @@ from moetool.memory.answers.figures import Method
 from moetool.memory.estimate import estimate_memory
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.memory.serving.answer import Engine, ServingOptions
 from moetool.memory.sweep import list_scenarios
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_json
@@ -203,7 +204,7 @@ def test_every_step_of_the_way_is_reported(tiny: str) -> None:
 def test_details_are_about_the_gpu_that_is_named(tiny: str) -> None:
     (everywhere,), (named,) = (
         estimate_memory(tiny, [TINY]),
-        estimate_memory(tiny, [TINY], gpu="1GiB"),
+        estimate_memory(tiny, [TINY], gpu="2x1GiB", serving=ServingOptions(Engine.VLLM)),
     )
     assert everywhere.figures == named.figures
     details = (everywhere.limits, everywhere.offload, everywhere.speed, everywhere.ranks)
@@ -213,6 +214,16 @@ def test_details_are_about_the_gpu_that_is_named(tiny: str) -> None:
     assert {fit.gpu for fit in named.fits} == {"1GiB"}
     assert None not in (named.limits, named.offload, named.speed)
     assert named.ranks
+    # An engine shares the model in place of transformers.
+    assert named.layouts == ()
+    assert named.serving is not None
+    assert (named.serving.num_gpus, named.serving.tensor_parallel) == (2, 2)
+
+
+def test_an_engine_that_can_not_share_a_model_is_refused(tiny: str) -> None:
+    served = ServingOptions(Engine.VLLM)
+    with pytest.raises(UsageError, match="attention heads can't be shared evenly by 3 GPUs"):
+        estimate_memory(tiny, [TINY], gpu="3x1GiB", serving=served)
 
 
 def test_it_is_said_where_it_is_tight(tiny: str) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from moetool.errors import UsageError
 from moetool.memory import generating
+from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.generating import choose_generation, refuse_missing
-from moetool.memory.notes.generation_notes import note_generation
+from moetool.memory.notes.generation_notes import note_assistant, note_generation
 from moetool.memory.scenario import CacheDtype, CacheKind, Scenario, Task
 from moetool.tracing.options import GenerationOptions
 
@@ -79,12 +80,51 @@ def test_notes_name_packages_and_the_bytes_on_the_host() -> None:
     assert "confirmed for torch's copy" in flash
     (newer,) = note_generation(replace(plain, attention="flash_attention_3"), 0)
     assert "not confirmed" in newer
-    (quanto,) = note_generation(replace(plain, cache_dtype=CacheDtype.INT4), 0)
+    (compiled,) = note_generation(replace(plain, attention="flex_attention"), 0)
+    assert "A run on an H200 took the same" in compiled
+    (quanto, anew) = note_generation(replace(plain, cache_dtype=CacheDtype.INT4), 0)
     assert "optimum-quanto" in quanto
+    short = replace(plain, num_new_tokens=128, cache_dtype=CacheDtype.INT4)
+    assert len(list(note_generation(short, 0))) == 1
     (fp8,) = note_generation(replace(plain, cache_dtype=CacheDtype.FP8), 0)
-    assert "not on a GPU" in fp8
+    assert "full precision" in fp8
+    assert "quantize the whole cache anew" in anew
     (offloaded,) = note_generation(replace(plain, cache=CacheKind.OFFLOADED), 3 * 2**30)
     assert "The host holds 3.0 GiB" in offloaded
+
+
+def test_notes_on_an_assistant_name_what_is_assumed() -> None:
+    assert not list(note_assistant(None))
+    (note,) = note_assistant(AssistantMemory("small", 2**30, 2**20, 20, 13))
+    assert note.startswith("small drafts up to 20 tokens a round.")
+    assert "as if it were sure" in note
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "hint"),
+    [
+        ({"num_beams": 2}, "ignores it in a search with beams", "--num-beams"),
+        ({"num_return_sequences": 2}, "one sequence", "--num-return-sequences"),
+        ({"batch_size": 2}, "one prompt", "--batch-size 1"),
+        ({"cache": "quantized"}, "can't take candidates back", "--cache"),
+        ({"cache": "static"}, "only dynamic caches", "--cache"),
+        ({"task": "forward"}, "only helps to generate", "--task generate"),
+    ],
+)
+def test_an_assistant_is_refused_where_transformers_has_none(
+    options: dict[str, Any], error: str, hint: str
+) -> None:
+    with pytest.raises(UsageError, match=error) as raised:
+        Scenario(assistant="small", **options)
+    assert hint in str(raised.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("short", "attention"),
+    [("flash", "flash_attention_2"), ("FA3", "flash_attention_3"), ("flex", "flex_attention")],
+)
+def test_short_names_of_attention_are_understood(short: str, attention: str) -> None:
+    assert Scenario(attention=short).attention == attention
 
 
 def test_beams_and_samples_are_sequences() -> None:

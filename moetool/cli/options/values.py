@@ -11,7 +11,7 @@ import typer
 
 from moetool.cli.usage.values import find_sizes
 from moetool.errors import UsageError
-from moetool.memory.scenario import Dtype
+from moetool.memory.scenario import Attention, Dtype
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
 _PARAMETERS = re.compile(
@@ -110,6 +110,19 @@ def parse_dtype(text: str) -> Dtype:
         return Dtype(text.lower())
     except ValueError:
         known = ", ".join(f"'{dtype}'" for dtype in Dtype)
+        raise typer.BadParameter(f"'{text}' is not one of {known}.") from None
+
+
+def parse_attention(text: str) -> Attention:
+    """Return an attention implementation by its name or a short one, in upper or lower case.
+
+    Raises:
+        BadParameter: There is no such implementation.
+    """
+    try:
+        return Attention(text.lower())
+    except ValueError:
+        known = ", ".join(f"'{attention}'" for attention in Attention)
         raise typer.BadParameter(f"'{text}' is not one of {known}.") from None
 
 

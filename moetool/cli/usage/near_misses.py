@@ -54,7 +54,14 @@ _MEANT_VALUE: Mapping[tuple[str, str], str] = {
     **dict.fromkeys(
         [("--quantization", word) for word in ("8bit", "8-bit", "8", "q8", "i8")], "int8"
     ),
-    **dict.fromkeys([("--attention", word) for word in ("flash", "fa2")], "sdpa"),
+    **dict.fromkeys(
+        [("--attention", word) for word in ("flash_attention", "flash-attention", "flash_attn")],
+        "flash_attention_2",
+    ),
+    **dict.fromkeys(
+        [("--attention", word) for word in ("flexattention", "flex-attention", "flex_attn")],
+        "flex_attention",
+    ),
     **dict.fromkeys([("--format", word) for word in ("text", "txt", "human", "md")], "table"),
     **dict.fromkeys([("--format", word) for word in ("yaml", "jsonl", "ndjson")], "json"),
     **dict.fromkeys([("--format", word) for word in ("tsv", "excel", "xlsx")], "csv"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from moetool.plain import show_fields
@@ -31,6 +31,11 @@ class Fit:
     num_gpus: int | None
     fits: bool | None
     headroom_bytes: int | None
+
+
+def find_smallest(fits: Iterable[Fit]) -> Fit | None:
+    """Return the fit with the least memory among those that are enough; None if none is."""
+    return min((fit for fit in fits if fit.fits), key=lambda fit: fit.memory_bytes, default=None)
 
 
 @dataclass(frozen=True)

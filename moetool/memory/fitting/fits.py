@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from moetool.catalogue.gpus import Gpu, read_gpus
 from moetool.errors import MoetoolError
 from moetool.memory.answers.on_gpus import Fit
-from moetool.memory.gpu_overhead import CONTEXT_BYTES
+from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_capability
+from moetool.memory.loaded.loaded_format import OlderGpus
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sharing.device_maps import DeviceMaps
 from moetool.memory.simulated.model_runs import ModelRuns
@@ -65,7 +67,7 @@ def list_fits_on(
         scenario,
         [gpu],
         simulated=simulated,
-        counted=() if scenario.task is Task.TRAIN else simulated,
+        counted=() if scenario.is_on_one_gpu else simulated,
     )
 
 
@@ -131,6 +133,11 @@ class _Candidate:
         advertises.
         """
         run = self._in_full
+        if self._older is not None and self._older.include(find_capability(gpu)):
+            if self._dequantized is not None:
+                return self._dequantized.fit_on(gpu)
+            # It can't be loaded there at all.
+            return Fit(gpu.id, gpu.memory_bytes, self._scenario.quantization, None, False, None)
         if run is None:
             return Fit(gpu.id, gpu.memory_bytes, self._scenario.quantization, None, None, None)
         total_bytes = run.figures.total_device_bytes
@@ -157,6 +164,25 @@ class _Candidate:
             if self._is_own:
                 raise
             return None
+
+    @cached_property
+    def _older(self) -> OlderGpus | None:
+        """GPUs on which transformers dequantizes the checkpoint; None if there are none."""
+        return None if self._in_full is None else self._runs.loader.load(self._scenario).older
+
+    @cached_property
+    def _dequantized(self) -> _Candidate | None:
+        """The same with dequantized weights; None if transformers can't dequantize them."""
+        if self._older is None or self._older.failure is not None:
+            return None
+        dtype = str(self._runs.loader.builder.find_dtype(self._scenario)).removeprefix("torch.")
+        return _Candidate(
+            self._runs,
+            replace(self._scenario, dtype=dtype),
+            is_own=self._is_own,
+            is_simulated=True,
+            is_counted=self._is_counted,
+        )
 
     @cached_property
     def _device_maps(self) -> DeviceMaps | None:

@@ -9,10 +9,10 @@ from moetool.errors import InputError, UsageError
 from moetool.memory.answers.figures import Method
 from moetool.memory.answers.layout import Layout, RankMemory
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
-from moetool.memory.layouts.gpu_group import GpuGroup, ParallelWay
 from moetool.memory.layouts.mapped_runs import run_by_device_map
 from moetool.memory.layouts.shared_runs import NUMS_GPUS, SharedRuns
 from moetool.memory.loaded.loaded_model import ModelLoader
+from moetool.memory.machine.gpu_group import GpuGroup, ParallelWay
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.model_runs import ModelRuns

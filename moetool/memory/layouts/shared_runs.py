@@ -11,9 +11,9 @@ from moetool.errors import InputError, UsageError
 from moetool.garbage import seldom_collected
 from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
-from moetool.memory.layouts.gpu_group import ParallelWay
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.packed.kernels_on_meta import offer_kernels_on_meta
+from moetool.memory.machine.gpu_group import ParallelWay
 from moetool.memory.scenario import Scenario
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
 from moetool.memory.simulated.runs import run_scenario

@@ -12,7 +12,7 @@ from moetool.checkpoint.subject import Subject
 from moetool.memory.answers.figures import Basis, StoredWeights
 from moetool.memory.loaded.formats_of_libraries import find_of_library
 from moetool.memory.loaded.formats_of_transformers import find_fp8, find_mxfp4
-from moetool.memory.loaded.loaded_format import LoadedFormat, sum_up
+from moetool.memory.loaded.loaded_format import LoadedFormat, OlderGpus, sum_up
 from moetool.memory.loaded.packed_weights import count_packed_bytes
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class StoredModel:
         simulated: The model with the modules that transformers loads packed weights into, which run
             under `offer_kernels_on_meta`; None if it isn't held packed, or if they are unknown.
         failure: Why transformers can't load it on the GPU, one sentence; None if it can.
+        older: GPUs on which it is dequantized; None if this is one of them, or if there are none.
     """
 
     weights: StoredWeights | None
@@ -44,6 +45,7 @@ class StoredModel:
     notes: tuple[str, ...] = ()
     simulated: PreTrainedModel | None = None
     failure: str | None = None
+    older: OlderGpus | None = None
 
 
 def hold_as_stored(
@@ -115,6 +117,7 @@ def hold_as_stored(
         tuple(note for note in notes if note is not None),
         simulated=loaded.simulated if is_packed else None,
         failure=None if is_copy else loaded.failure,
+        older=None if is_copy else loaded.older,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from moetool.memory.answers.implementation import DEQUANTIZED, PACKED, Implementation, Origin
-from moetool.memory.loaded.loaded_format import LoadedFormat, sum_up, word_capability
+from moetool.memory.loaded.loaded_format import LoadedFormat, OlderGpus, sum_up, word_capability
 from moetool.memory.loaded.packed.fp8 import convert_to_fp8, find_undividable
 from moetool.memory.loaded.packed.mxfp4 import convert_to_mxfp4, pack_mxfp4
 
@@ -75,6 +75,9 @@ def find_fp8(
             failure=_FP8_NEEDS_KERNELS,
         ),
     )
+    matrix = None if packed is None else find_undividable(packed)
+    cant = None if matrix is None else f"it can't dequantize {matrix}"
+    older = OlderGpus(_FP8_SINCE, cant)
     if compute_capability is None:
         return LoadedFormat(
             packed=packed,
@@ -82,6 +85,7 @@ def find_fp8(
             reason=_FP8_DEPENDS,
             may_stay_packed=True,
             implementations=in_fp8,
+            older=older,
         )
     if compute_capability >= _FP8_SINCE:
         return LoadedFormat(
@@ -91,13 +95,13 @@ def find_fp8(
             simulated=packed,
             note=_FP8_NEEDS_KERNELS,
             implementations=in_fp8,
+            older=older,
         )
-    matrix = None if packed is None else find_undividable(packed)
     failure = None
-    if matrix is not None:
+    if cant is not None:
         failure = (
             f"transformers dequantizes fp8 on GPUs before compute capability "
-            f"{word_capability(_FP8_SINCE)}, and can't dequantize {matrix}."
+            f"{word_capability(_FP8_SINCE)}, and {cant.removeprefix('it ')}."
         )
     dequantized = _dequantize(skeleton, failure=failure)
     return LoadedFormat(
@@ -148,6 +152,7 @@ def find_mxfp4(
         simulated=converted,
         reason=_MXFP4_DEPENDS,
         may_stay_packed=True,
+        older=OlderGpus(_MXFP4_SINCE),
         implementations=(
             Implementation(
                 PACKED,
@@ -187,6 +192,6 @@ def _name_kernels() -> str:
 def _note_too_old(has: tuple[int, int], since: tuple[int, int], name: str) -> str:
     return (
         f"transformers dequantizes these weights on GPUs before compute capability "
-        f"{word_capability(since)}; this one has {word_capability(has)}. A GPU from "
-        f"{word_capability(since)} on holds them in {name}."
+        f"{word_capability(since)}, whichever packages are installed; this one has "
+        f"{word_capability(has)}. A GPU from {word_capability(since)} on holds them in {name}."
     )

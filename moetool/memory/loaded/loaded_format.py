@@ -15,6 +15,34 @@ _BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True)
+class OlderGpus:
+    """GPUs on which transformers dequantizes weights that it keeps quantized on later ones.
+
+    Attributes:
+        since: The compute capability from which on it keeps them.
+        failure: Why that fails, as a clause; None if it doesn't.
+    """
+
+    since: tuple[int, int]
+    failure: str | None = None
+
+    def include(self, compute_capability: tuple[int, int] | None) -> bool:
+        """Return whether a GPU is one of them. One whose compute capability is unknown isn't."""
+        return compute_capability is not None and compute_capability < self.since
+
+    @property
+    def note(self) -> str:
+        """A sentence on their rows in a table of all GPUs."""
+        start = (
+            f"On GPUs before compute capability {word_capability(self.since)} transformers dequantizes "
+            "these weights"
+        )
+        if self.failure is None:
+            return f"{start}, and their rows in the table below are for that."
+        return f"{start}, which fails: {self.failure}. It can't be loaded there as it is published."
+
+
+@dataclass(frozen=True)
 class LoadedFormat:
     """Stored weights after transformers has loaded them.
 
@@ -29,6 +57,7 @@ class LoadedFormat:
         may_stay_packed: Whether transformers can hold them as they are published.
         implementations: The ways in which transformers loads them, by packages.
         failure: Why no way works on the GPU, one sentence; None if one does.
+        older: GPUs on which they are dequantized; None if this is one of them, or if there are none.
     """
 
     num_bytes: int | None = None
@@ -40,6 +69,7 @@ class LoadedFormat:
     may_stay_packed: bool = False
     implementations: tuple[Implementation, ...] = ()
     failure: str | None = None
+    older: OlderGpus | None = None
 
 
 def sum_up(model: PreTrainedModel) -> int:

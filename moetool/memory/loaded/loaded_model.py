@@ -6,10 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from moetool.checkpoint.reference import resolve_model
+from moetool.checkpoint.subject import AskedSource, find_subject
 from moetool.errors import UsageError
 from moetool.memory.answers.figures import Basis, StoredWeights
+from moetool.memory.assisting.refusals import refuse_pair
 from moetool.memory.gpu_overhead import find_capability
 from moetool.memory.loaded.as_stored import hold_as_stored
+from moetool.memory.loaded.loaded_format import OlderGpus
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.scenario import Dtype, LoadingOptions, Scenario, Task
 from moetool.quantized.kinds import Quantization
@@ -49,6 +53,7 @@ class LoadedModel:
         stored_notes: Caveats about those weights for the reader, one sentence each.
         packed: The model with the modules that transformers loads packed weights into, which run in
             simulation in place of the skeleton; None if there are none.
+        older: GPUs on which it is dequantized; None if there are none, or if this is one of them.
     """
 
     skeleton: PreTrainedModel
@@ -56,6 +61,7 @@ class LoadedModel:
     stored: StoredWeights | None = None
     stored_notes: tuple[str, ...] = ()
     packed: PreTrainedModel | None = None
+    older: OlderGpus | None = None
 
     @property
     def runs_in_full_precision(self) -> bool:
@@ -106,6 +112,7 @@ class ModelLoader:
     gpu: Gpu
     say: Callable[[str], None] = field(default=lambda _: None, repr=False, compare=False)
     _loaded: dict[LoadingOptions, LoadedModel] = field(default_factory=dict, repr=False)
+    _assistants: dict[str, ModelLoader] = field(default_factory=dict, repr=False)
 
     def load(self, scenario: Scenario) -> LoadedModel:
         """Return the model as a scenario loads it.
@@ -120,6 +127,35 @@ class ModelLoader:
             self.say(f"loading {self.name(scenario)}")
             self._loaded[options] = self._load(scenario)
         return self._loaded[options]
+
+    def load_assistant(self, scenario: Scenario) -> LoadedModel | None:
+        """Return the model that drafts tokens in a scenario; None if it has none.
+
+        Of the scenario's options on loading, the dtype alone is the assistant's too.
+
+        Raises:
+            InputError: It can't be found, or no model can be built from its configuration.
+            UsageError: It can't draft tokens for this model.
+        """
+        name = scenario.assistant
+        if name is None:
+            return None
+        if name not in self._assistants:
+            builder = SkeletonBuilder(
+                find_subject(resolve_model(name), source=AskedSource.AUTO, revision=None),
+                trust_remote_code=self.builder.trust_remote_code,
+            )
+            self._assistants[name] = ModelLoader(builder, self.gpu, self.say)
+        loader = self._assistants[name]
+        own = Scenario(
+            num_prompt_tokens=scenario.num_prompt_tokens,
+            num_new_tokens=scenario.num_new_tokens,
+            dtype=scenario.dtype,
+        )
+        loader.builder.refuse_scenario(own)
+        model, target = loader.load(own), self.load(scenario).skeleton
+        refuse_pair(target, model.skeleton, names=(self.builder.subject.model, name))
+        return model
 
     def name(self, scenario: Scenario) -> str:
         """Return the model's name, with the quantization in which a scenario loads it."""
@@ -143,7 +179,9 @@ class ModelLoader:
         )
         if found.failure is not None:
             raise self._refuse(found.failure)
-        return LoadedModel(skeleton, found.held, found.weights, found.notes, found.simulated)
+        return LoadedModel(
+            skeleton, found.held, found.weights, found.notes, found.simulated, found.older
+        )
 
     def _refuse(self, failure: str) -> UsageError:
         return UsageError(

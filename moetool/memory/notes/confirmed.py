@@ -26,6 +26,8 @@ class Confirmation:
         worst_error: The largest difference between peaks of allocated memory, as a share of the
             measured one.
         source: The file with the measured figures.
+        is_training: Whether they were steps of training.
+        is_light: Whether those had adapters, or an optimizer's states in 8 bits, or both.
     """
 
     model_type: str
@@ -38,6 +40,8 @@ class Confirmation:
     num_runs: int
     worst_error: float
     source: str
+    is_training: bool = False
+    is_light: bool = False
 
     @property
     def where(self) -> str:
@@ -61,16 +65,25 @@ def read_confirmations() -> tuple[Confirmation, ...]:
     )
 
 
-def find_confirmation(model_type: str, quantization: Quantization) -> Confirmation | None:
+def find_confirmation(
+    model_type: str,
+    quantization: Quantization,
+    *,
+    is_training: bool = False,
+    is_light: bool = False,
+) -> Confirmation | None:
     """Return the latest measured runs of a kind of model; None if there are none.
 
     Args:
         model_type: The architecture's name in transformers.
         quantization: The storage of the weights.
+        is_training: Whether they were steps of training.
+        is_light: Whether those had adapters, or an optimizer's states in 8 bits, or both.
     """
     found = [
         each
         for each in read_confirmations()
         if (each.model_type, each.quantization) == (model_type, quantization)
+        and (each.is_training, each.is_light) == (is_training, is_light)
     ]
     return max(found, key=lambda each: each.date, default=None)

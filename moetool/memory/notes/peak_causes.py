@@ -17,13 +17,17 @@ _IN_EXPERTS = ("expert", "moe", "mlp", "feed_forward", "ffn")
 
 
 def note_peak_cause(skeleton: PreTrainedModel, scenario: Scenario, peak: Peak | None) -> str | None:
-    """Return a note that names what makes the peak of a long prompt; None if it isn't known.
+    """Return a note that names what makes the peak of a long prompt, or of a check of candidates.
+
+    None if it isn't known.
 
     Args:
         skeleton: The model that ran.
         scenario: The scenario that was run.
         peak: The moment at which the most memory is allocated.
     """
+    if peak is not None and scenario.assistant is not None and peak.phase is Phase.DECODE:
+        return _name_check(scenario, peak)
     num_tokens = scenario.num_sequences * scenario.num_prompt_tokens
     if peak is None or peak.phase is not Phase.PREFILL or num_tokens < _LONG_PROMPT:
         return None
@@ -54,6 +58,19 @@ def _name_cache(scenario: Scenario, num_bytes: int) -> str | None:
         f"The cache is the larger part of the peak beyond the weights, {format_bytes(num_bytes)}: "
         "--cache-dtype int4 stores it in a quarter of the bytes, and --cache offloaded in the host's "
         "memory."
+    )
+
+
+def _name_check(scenario: Scenario, peak: Peak) -> str | None:
+    """Return a note if weights of experts that are copied for each candidate make the peak."""
+    is_copy = peak.operation.startswith("index in ") and "expert" in peak.operation
+    is_check = (peak.layer or "").startswith("target.")
+    if not is_copy or not is_check or scenario.experts_implementation is not None:
+        return None
+    return (
+        f"Checking candidates makes the peak, {format_bytes(peak.parts.activation_bytes)}: transformers "
+        "copies the weights of the experts for each token of a round. --experts-implementation eager runs "
+        "one expert after another."
     )
 
 

@@ -36,7 +36,7 @@ class ServingOptions:
     Attributes:
         gpu_memory_utilization: The share of the GPU's memory that vLLM takes, and SGLang's
             `--mem-fraction-static`. None for 0.9; llama.cpp has no such setting.
-        tensor_parallel: The number of GPUs that share each layer.
+        tensor_parallel: The number of GPUs that share each layer; None for all that are named.
         overhead_bytes: An allowance for each GPU, for memory that only the engine's own profiling
             finds: activations, CUDA graphs, the CUDA context and NCCL. None if it is unknown.
 
@@ -47,22 +47,19 @@ class ServingOptions:
     engine: Engine
     gpu_memory_utilization: float | None = None
     kv_cache_dtype: ServedCache = ServedCache.AUTO
-    tensor_parallel: int = 1
+    tensor_parallel: int | None = None
     overhead_bytes: int | None = None
 
     def __post_init__(self) -> None:
         self._set("engine", choose(self.engine, Engine, name="engine"))
         cache = choose(self.kv_cache_dtype, ServedCache, name="dtype of the engine's cache")
         self._set("kv_cache_dtype", cache)
-        self._set(
-            "tensor_parallel",
-            take_count(
-                self.tensor_parallel,
-                name="number of tensor-parallel GPUs",
-                smallest=1,
-                largest=_MOST_GPUS,
-            ),
-        )
+        tensor = self.tensor_parallel
+        if tensor is not None:
+            tensor = take_count(
+                tensor, name="number of tensor-parallel GPUs", smallest=1, largest=_MOST_GPUS
+            )
+            self._set("tensor_parallel", tensor)
         if self.overhead_bytes is not None:
             taken = take_count(
                 self.overhead_bytes, name="engine's overhead", smallest=0, largest=_MOST_BYTES
@@ -83,9 +80,9 @@ class ServingOptions:
                     hint="Give a share such as 0.9.",
                 )
             self._set("gpu_memory_utilization", share)
-        if is_llama and self.tensor_parallel > 1:
+        if is_llama and tensor is not None and tensor > 1:
             raise UsageError(
-                "llama.cpp places whole layers on each GPU, which is not computed here.",
+                "llama.cpp places whole layers on each GPU, and its other ways are not computed here.",
                 hint="Leave out --tensor-parallel, or choose --engine vllm.",
             )
         if is_llama == (cache is ServedCache.FP8) and cache is not ServedCache.AUTO:
@@ -110,9 +107,9 @@ class Capacity:
     """The tokens and sequences that a pool holds.
 
     Attributes:
-        pool_bytes: The cache's memory on each GPU.
+        pool_bytes: The cache's memory on each GPU, on the one with the least of it.
         num_tokens: The tokens that it holds, if all of them are in full-attention layers.
-        num_sequences: The sequences of the scenario's length that it holds at once.
+        num_sequences: The sequences of the scenario's length that it holds at once, in each replica.
     """
 
     pool_bytes: int
@@ -124,16 +121,22 @@ class Capacity:
 class Serving:
     """A model served by an engine, by the engine's published rules.
 
-    Sizes are those on each GPU.
+    Sizes are those on the GPU that holds the most.
 
     Attributes:
+        num_gpus: All GPUs.
+        tensor_parallel: Those that share each layer.
+        data_parallel: Replicas, each of which serves other sequences.
+        expert_parallel: GPUs between which whole experts are shared; 1 if experts are cut.
         share: The share of the GPU's memory that the engine may use.
         weights_bytes: The weights as the engine stores and shards them; None if unknown.
         cache_bytes_per_token: The cache of one token in all layers that keep every token's, and of
             sliding-window layers while the token is in their window; None if unknown.
         overhead_bytes: The allowance that was given for what only profiling finds; None if none was.
-        least_compute_bytes: The part of llama.cpp's compute buffer that is known: the logits of
-            one micro-batch. None for other engines.
+        compute_bytes: llama.cpp's compute buffer with the sequences that fit; None if unknown, and
+            for other engines.
+        least_compute_bytes: The part of llama.cpp's compute buffer that is known in any case: the
+            logits of one micro-batch. None for other engines.
         tokens_per_sequence: Prompt and new tokens of the scenario.
         most: An upper bound: what the pool holds if the engine needs nothing else.
         with_overhead: What the pool holds next to the allowance; None without one.
@@ -145,12 +148,16 @@ class Serving:
 
     engine: Engine
     gpu: str
+    num_gpus: int
     tensor_parallel: int
+    data_parallel: int
+    expert_parallel: int
     kv_cache_dtype: ServedCache
     share: float
     weights_bytes: int | None
     cache_bytes_per_token: int | None
     overhead_bytes: int | None
+    compute_bytes: int | None
     least_compute_bytes: int | None
     tokens_per_sequence: int
     most: Capacity | None

@@ -41,6 +41,7 @@ class CacheGeometry:
         head_dim: Numbers in each head; with latent attention, those of the latent and the rotary
             part of a token, which are stored once.
         is_latent: Whether attention is latent (MLA).
+        sliding: For each layer, whether it keeps a window only; empty if no layer does.
     """
 
     num_full: int
@@ -49,6 +50,7 @@ class CacheGeometry:
     num_kv_heads: int
     head_dim: int
     is_latent: bool
+    sliding: tuple[bool, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -84,6 +86,12 @@ def read_geometry(skeleton: PreTrainedModel) -> CacheGeometry:
             "how engines lay that out is not known here.",
             hint="Read the cache's size in the engine's own log.",
         )
+    if getattr(config, "is_heterogeneous", False):
+        raise InputError(
+            f"Sizes of {model_type} differ between layers, and how engines lay that out is not known "
+            "here.",
+            hint="Read the cache's size in the engine's own log.",
+        )
     num_layers = read_count(config, "num_hidden_layers", "n_layer", "n_layers") or 0
     num_heads = find_num_heads(config) or 0
     window = read_count(config, "sliding_window")
@@ -115,6 +123,7 @@ def read_geometry(skeleton: PreTrainedModel) -> CacheGeometry:
         num_kv_heads,
         head_dim,
         is_latent=False,
+        sliding=tuple(kind == _SLIDING for kind in kinds) if num_sliding else (),
     )
 
 

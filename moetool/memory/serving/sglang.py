@@ -3,19 +3,52 @@
 `profile_max_num_token` and `get_cell_size_per_token` (sglang/srt/model_executor/
 model_runner_kv_cache_mixin.py): memory that is free before loading, times `--mem-fraction-static`,
 holds weights and pool. Activations and CUDA graphs are in the rest. Sliding-window layers have a pool
-with `--swa-full-tokens-ratio` as many tokens (`_resolve_hybrid_swa_tokens`).
+with `--swa-full-tokens-ratio` as many tokens (`_resolve_hybrid_swa_tokens`). Replicas are whole
+(`compute_world_size`, server_args.py), and `FusedMoE` (layers/moe/fused_moe_triton/layer.py) shares
+experts between GPUs that share a layer.
 """
 
 from __future__ import annotations
 
-from moetool.memory.serving.answer import Capacity
+from moetool.memory.serving.answer import Capacity, ServedCache
 from moetool.memory.serving.geometry import CacheGeometry
+from moetool.memory.serving.pools import list_pool_parts
+from moetool.memory.serving.question import Parts, Question
 
 SOURCES = (
     "sglang/srt/model_executor/model_runner_kv_cache_mixin.py: profile_max_num_token, "
     "get_cell_size_per_token, _resolve_hybrid_swa_tokens",
+    "sglang/srt/server_args.py: compute_world_size",
+    "sglang/srt/layers/moe/fused_moe_triton/layer.py: FusedMoE",
+    "sglang/srt/layers/quantization: fp8.py, mxfp4.py",
 )
 SWA_RATIO = 0.8
+
+
+def list_parts(question: Question) -> Parts:
+    """Return the sizes that the rules give."""
+    return list_pool_parts(question, count_capacity)
+
+
+def write_flags(question: Question, num_sequences: int | None) -> str:
+    """Return the flags that the figures are for."""
+    options, deployment = question.options, question.deployment
+    flags = [
+        f"--mem-fraction-static {options.share:g}",
+        f"--context-length {question.length}",
+    ]
+    if options.kv_cache_dtype is not ServedCache.AUTO:
+        flags.append("--kv-cache-dtype fp8_e4m3")
+    if num_sequences is not None:
+        flags.append(f"--max-running-requests {num_sequences}")
+    flags.append(f"--tp-size {deployment.tensor}")
+    if deployment.replicas > 1:
+        flags.append(f"--dp-size {deployment.replicas}")
+    if deployment.shares_experts:
+        flags.append(f"--ep-size {deployment.expert_groups}")
+    if deployment.num_nodes > 1:
+        flags.append(f"--nnodes {deployment.num_nodes}")
+    return " ".join(flags)
 
 
 def count_capacity(

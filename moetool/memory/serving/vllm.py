@@ -6,17 +6,23 @@
   of one layer; latent attention stores kv_lora_rank + qk_rope_head_dim numbers of a token once.
 - `get_kv_cache_groups`, `get_max_concurrency_for_kv_cache_config` (vllm/v1/core/kv_cache_utils.py):
   layers of different kinds share a pool of blocks, each of which spans the layers of one group.
+- `FusedMoEParallelConfig.make` (vllm/model_executor/layers/fused_moe/config.py): experts are cut or
+  shared between all GPUs, those of other replicas too.
 """
 
 from __future__ import annotations
 
-from moetool.memory.serving.answer import Capacity
+from moetool.memory.serving.answer import Capacity, ServedCache
 from moetool.memory.serving.geometry import CacheGeometry
+from moetool.memory.serving.pools import list_pool_parts
+from moetool.memory.serving.question import Parts, Question
 
 SOURCES = (
     "vllm/v1/worker/gpu_worker.py: determine_available_memory",
     "vllm/v1/kv_cache_interface.py: page_size_bytes, max_memory_usage_bytes",
     "vllm/v1/core/kv_cache_utils.py: get_max_concurrency_for_kv_cache_config",
+    "vllm/model_executor/layers/fused_moe/config.py: FusedMoEParallelConfig.make",
+    "vllm/model_executor/layers/quantization: fp8.py, mxfp4.py",
 )
 BLOCK_TOKENS = 16
 # Tokens of a step, which sliding layers keep next to their window.
@@ -25,6 +31,31 @@ BATCHED_TOKENS = 8192
 _NULL_BLOCKS = 1
 # Groups may be padded by a quarter before they are split.
 _MOST_PADDING = 1.25
+
+
+def list_parts(question: Question) -> Parts:
+    """Return the sizes that the rules give."""
+    return list_pool_parts(question, count_capacity)
+
+
+def write_flags(question: Question, num_sequences: int | None) -> str:
+    """Return the flags that the figures are for."""
+    options, deployment = question.options, question.deployment
+    flags = [
+        f"--gpu-memory-utilization {options.share:g}",
+        f"--max-model-len {question.length}",
+        f"--max-num-batched-tokens {BATCHED_TOKENS}",
+    ]
+    if options.kv_cache_dtype is not ServedCache.AUTO:
+        flags.append("--kv-cache-dtype fp8")
+    if num_sequences is not None:
+        flags.append(f"--max-num-seqs {num_sequences}")
+    flags.append(f"--tensor-parallel-size {deployment.tensor}")
+    if deployment.replicas > 1:
+        flags.append(f"--data-parallel-size {deployment.replicas}")
+    if deployment.shares_experts:
+        flags.append("--enable-expert-parallel")
+    return " ".join(flags)
 
 
 def count_capacity(

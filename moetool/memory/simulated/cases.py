@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.simulated_run import Replay
 from moetool.simulation.memory.long_generation import StepBudget
@@ -24,6 +25,7 @@ class Case:
         is_too_large: Whether its steps might take too long; only the ends run then, with a note.
         step_budget: The number of steps that run.
         on_step: Receives a few words on each step of a run.
+        assistant: The model that drafts tokens; None without one.
     """
 
     skeleton: PreTrainedModel
@@ -33,6 +35,7 @@ class Case:
     is_too_large: bool
     step_budget: StepBudget
     on_step: Callable[[str], None] | None
+    assistant: PreTrainedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Simulation:
         replay: Returns the profile under a limit on the allocator's memory in bytes, or none.
         work: A measure of the time that one pass took: the number of watched modules, plus a
             fraction of the number of events of a prompt and a step.
+        assistant: The memory of an assistant; None without one.
     """
 
     replay: Replay
     work: int
+    assistant: AssistantMemory | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from moetool.memory.simulated.cases import Case, Simulation
+from moetool.memory.simulated.simulated_run import Replay
 from moetool.memory.simulated.work import measure_work
 from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
 from moetool.simulation.memory.memory_replay import (
@@ -13,6 +15,7 @@ from moetool.simulation.memory.memory_replay import (
     replay_timeline,
 )
 from moetool.simulation.memory.memory_run import MemoryRun
+from moetool.simulation.memory.timeline import Timeline
 
 
 def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation:
@@ -35,8 +38,26 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
         for num_tokens_before in befores
     )
 
+    work = max(measure_work(case.skeleton, timeline) for timeline in (start, *others))
+    return Simulation(replay_ends(start, others, weight_bytes=weight_bytes), work=work)
+
+
+def replay_ends(
+    start: Timeline, others: Sequence[Timeline], *, weight_bytes: Sequence[int]
+) -> Replay:
+    """Return a function that replays a generation by its start and by later stretches of it.
+
+    Args:
+        start: The prompt and the first steps.
+        others: Later stretches, the last of which ends it. Their first calls don't count. Empty if the
+            start is all of it.
+        weight_bytes: Sizes of the model's storages.
+    """
+
     def replay(capacity_bytes: int | None) -> MemoryProfile:
         first = replay_timeline(start, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes)
+        if not others:
+            return first
         later = [
             replay_timeline(
                 timeline,
@@ -63,8 +84,7 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
             decode=decode,
         )
 
-    work = max(measure_work(case.skeleton, timeline) for timeline in (start, *others))
-    return Simulation(replay, work=work)
+    return replay
 
 
 def _find_requantizing(case: Case) -> list[int]:

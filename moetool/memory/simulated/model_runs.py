@@ -8,6 +8,7 @@ from functools import partial
 
 from moetool.errors import InputError
 from moetool.garbage import seldom_collected
+from moetool.memory.assisting.held import hold_assistant
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.packed.kernels_on_meta import offer_kernels_on_meta
@@ -72,7 +73,7 @@ class ModelRuns:
             UsageError: The scenario is past the model's context, or can't be loaded.
         """
         run = self.simulate(scenario, is_brief=is_brief)
-        simulated_bytes = run.figures.weights_bytes
+        simulated_bytes = run.own_weights_bytes
         held_bytes = self.loader.load(scenario).count_held_bytes(simulated_bytes=simulated_bytes)
         return None if held_bytes is None else run.shift_weights(held_bytes - simulated_bytes)
 
@@ -117,9 +118,10 @@ class ModelRuns:
     def _simulate(self, scenario: Scenario, *, is_brief: bool) -> SimulatedRun:
         builder = self.loader.builder
         builder.refuse_scenario(scenario)
-        model = self.loader.load(scenario)
+        model, assistant = self.loader.load(scenario), self.loader.load_assistant(scenario)
         self._say(scenario)
-        kernels = nullcontext() if model.packed is None else offer_kernels_on_meta()
+        are_packed = model.packed is not None or (assistant and assistant.packed) is not None
+        kernels = offer_kernels_on_meta() if are_packed else nullcontext()
         try:
             with kernels:
                 run = run_scenario(
@@ -130,6 +132,7 @@ class ModelRuns:
                     is_brief=is_brief,
                     needs_data=self._needs_data.get(scenario.loading) if is_brief else None,
                     most_work=self.most_work,
+                    assistant=None if assistant is None else assistant.packed or assistant.skeleton,
                     on_step=partial(self._say, scenario),
                 )
         except CantSimulate as error:
@@ -139,7 +142,7 @@ class ModelRuns:
             ) from error
         if not is_brief:
             self._needs_data[scenario.loading] = run.needs_data
-        return run
+        return run if assistant is None else hold_assistant(run, assistant)
 
     def _drop_old_replays(self) -> None:
         """Keep the replays of the last few runs, and only the figures of older ones."""

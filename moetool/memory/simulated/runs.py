@@ -21,6 +21,7 @@ from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.memory.answers.figures import Method
 from moetool.memory.scenario import Scenario, Task
+from moetool.memory.simulated.assisted_runs import simulate_rounds
 from moetool.memory.simulated.cases import Case, Simulation
 from moetool.memory.simulated.ends import simulate_ends
 from moetool.memory.simulated.short_prompts import SHORT_PROMPTS, profile_by_short_prompts
@@ -31,6 +32,7 @@ from moetool.memory.simulated.simulated_run import (
 )
 from moetool.memory.simulated.work import count_modules, measure_work
 from moetool.simulation.attention.flash import is_flash
+from moetool.simulation.attention.flex import FLEX_ATTENTION
 from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
 from moetool.simulation.memory.allocator.caching_allocator import DeviceFullError
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
@@ -71,6 +73,7 @@ def run_scenario(
     most_work: int | None = None,
     step_budget: StepBudget = DEFAULT_BUDGET,
     block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET,
+    assistant: PreTrainedModel | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> SimulatedRun:
     """Return a simulated run of a scenario.
@@ -91,6 +94,7 @@ def run_scenario(
             run is brief. None for no limit.
         step_budget: The number of steps that run.
         block_budget: The blocks by which layers that process one token at a time are recognized.
+        assistant: The model that drafts tokens, on the meta device; None if the scenario has none.
         on_step: Receives a few words on each pass through the model and each layer in it.
 
     Raises:
@@ -130,6 +134,7 @@ def run_scenario(
         is_too_large=is_too_large,
         step_budget=step_budget,
         on_step=on_step,
+        assistant=assistant,
     )
     method = Method.SIMULATED
     try:
@@ -150,12 +155,16 @@ def run_scenario(
         on_step("replaying its allocations")
     profile = simulation.replay(None)
     # Kernels of other packages are not run, and follow from their sources.
-    has_stand_ins = is_flash(scenario.attention) or options.cache.has_residual
+    has_stand_ins = (
+        is_flash(scenario.attention)
+        or scenario.attention == FLEX_ATTENTION
+        or options.cache.has_residual
+    )
     is_filled = scenario.cache_plan.is_filled_by_tokens
     return SimulatedRun(
         make_figures(profile, context_bytes=context_bytes),
         make_peaks(profile),
-        Method.APPROXIMATE if needs_data or has_stand_ins else method,
+        Method.APPROXIMATE if needs_data or has_stand_ins or assistant else method,
         tuple(dict.fromkeys(notes)),
         prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
         host_cache_bytes=profile.host_cache_bytes,
@@ -163,6 +172,7 @@ def run_scenario(
         communication_bytes=profile.communication_bytes,
         work=simulation.work,
         replay=simulation.replay,
+        assistant=simulation.assistant,
     )
 
 
@@ -183,11 +193,19 @@ def _simulate(case: Case, *, notes: list[str]) -> Simulation:
     modules: tuple[nn.Module, ...] = ()
     if case.options.is_routing_kept:
         modules = _find_routing_modules(skeleton, notes=notes)
-    run = MemoryRun(skeleton, case.options, routing_modules=modules, on_step=case.on_step)
+    run = MemoryRun(
+        skeleton,
+        case.options,
+        routing_modules=modules,
+        assistant=case.assistant,
+        on_step=case.on_step,
+    )
     weight_bytes = list_weight_bytes(skeleton)
     num_prompt_tokens, num_new_tokens = scenario.num_prompt_tokens, scenario.num_new_tokens
     if scenario.task is Task.FORWARD:
         timeline = run.forward(num_prompt_tokens=num_prompt_tokens)
+    elif case.assistant is not None:
+        return simulate_rounds(run, case)
     elif num_new_tokens == 0:
         timeline = run.read(num_prompt_tokens=num_prompt_tokens)
     elif case.options.cache.has_residual and num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_ENDS:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 from moetool.memory.answers.figures import MemoryFigures, Method, Peak, Phase
+from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.training.training_memory import TrainingMemory
 from moetool.simulation.memory.allocator.caching_allocator import DeviceFullError
 from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak
@@ -89,6 +90,7 @@ class SimulatedRun:
         shifted_bytes: Bytes added to the weights since the simulation.
         replay: Replays the run with less memory for the allocator; None if it isn't kept.
         training: The parts of a step of training; None for other runs.
+        assistant: The part of an assistant, which the figures include; None without one.
     """
 
     figures: SimulatedFigures
@@ -103,6 +105,12 @@ class SimulatedRun:
     shifted_bytes: int = field(default=0, compare=False)
     replay: Replay | None = field(default=None, repr=False, compare=False)
     training: TrainingMemory | None = None
+    assistant: AssistantMemory | None = None
+
+    @property
+    def own_weights_bytes(self) -> int:
+        """The weights without those of an assistant."""
+        return self.figures.weights_bytes - (self.assistant.weights_bytes if self.assistant else 0)
 
     def shift_weights(self, num_bytes: int) -> SimulatedRun:
         """Return the same run with weights that are larger by some bytes."""

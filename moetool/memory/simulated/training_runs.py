@@ -9,30 +9,23 @@ from transformers import PreTrainedModel
 from moetool.memory.answers.figures import Method
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
-from moetool.memory.simulated.work import count_modules
-from moetool.memory.training.freezing import trained_except
+from moetool.memory.simulated.trained_parts import trained_as
 from moetool.memory.training.training_memory import TrainingMemory
 from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak, list_weight_bytes
 from moetool.simulation.memory.timeline import AllocatedParts
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.simulation.training.optimizer_kinds import Optimizer
+from moetool.simulation.training.steps import TrainingTimeline
 from moetool.simulation.training.training_replay import (
     TrainingMoment,
     TrainingProfile,
     replay_training,
 )
-from moetool.simulation.training.training_run import (
-    TrainingOptions,
-    TrainingTimeline,
-    run_training,
-)
+from moetool.simulation.training.training_run import TrainingOptions, run_training
 
 _BALANCED = (
     "It can't run without data ({reason}), so it was simulated as if routers sent every expert the "
     "same number of tokens."
-)
-_IN_8_BITS = (
-    "adamw-8bit is not confirmed: its states follow bitsandbytes' rules, and were not measured."
 )
 
 
@@ -49,10 +42,11 @@ def simulate_training(
 
     Raises:
         CantSimulate: The model's code needs data other than the router's choices.
-        UsageError: The model lacks the part to freeze, or has nothing else.
+        InputError: The file of chosen experts can't be used with the model.
+        UsageError: The model lacks the part to freeze or the layers to adapt.
     """
     optimizer = scenario.optimizer or Optimizer.ADAMW
-    notes = [_IN_8_BITS] if optimizer is Optimizer.ADAMW_8BIT else []
+    notes: list[str] = []
     needs_data: str | None = None
 
     def run(*, is_balanced: bool) -> TrainingTimeline:
@@ -71,7 +65,10 @@ def simulate_training(
             on_step=on_step,
         )
 
-    with trained_except(skeleton, scenario.frozen):
+    with trained_as(skeleton, scenario) as notes_on_parts:
+        notes += notes_on_parts
+        weight_bytes = list_weight_bytes(skeleton)
+        num_parameters = sum(each.numel() for each in skeleton.parameters())
         trained = [each.numel() for each in skeleton.parameters() if each.requires_grad]
         try:
             timeline = run(is_balanced=False)
@@ -79,7 +76,6 @@ def simulate_training(
             needs_data = error.reason
             notes.append(_BALANCED.format(reason=needs_data))
             timeline = run(is_balanced=True)
-    weight_bytes = list_weight_bytes(skeleton)
 
     def replay(capacity_bytes: int | None) -> MemoryProfile:
         found = replay_training(timeline, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes)
@@ -87,7 +83,6 @@ def simulate_training(
 
     profile = replay_training(timeline, weight_bytes=weight_bytes)
     shown = _make_profile(profile)
-    num_parameters = sum(each.numel() for each in skeleton.parameters())
     peaks = [moment.allocated_bytes for moment, _ in profile.peaks.values()]
     return SimulatedRun(
         make_figures(shown, context_bytes=context_bytes),
@@ -95,7 +90,8 @@ def simulate_training(
         Method.APPROXIMATE if needs_data else Method.SIMULATED,
         tuple(notes),
         needs_data=needs_data,
-        work=count_modules(skeleton) + len(timeline.events) // 8,
+        # About 0.1 ms for each event of one step. A trial is one run, not two passes.
+        work=timeline.steps[0].end // 2,
         replay=replay,
         training=TrainingMemory(
             num_trained_parameters=sum(trained),

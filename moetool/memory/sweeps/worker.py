@@ -13,7 +13,7 @@ from moetool.catalogue.gpus import Gpu
 from moetool.checkpoint.reference import ModelReference
 from moetool.errors import MoetoolError
 from moetool.memory.fitting.answering import answer_tasks
-from moetool.memory.layouts.gpu_group import GpuGroup
+from moetool.memory.machine.gpu_group import GpuGroup
 from moetool.memory.scenario import Scenario
 from moetool.memory.serving.answer import ServingOptions
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -47,11 +48,37 @@ def trained_except(model: PreTrainedModel, frozen: FrozenPart) -> Iterator[None]
             f"The model has no parameters except those under {frozen}, so nothing is trained.",
             hint="Leave out --freeze.",
         )
+    with trained_only(model, parameters.keys() - left_out):
+        yield
+
+
+@contextmanager
+def trained_only(model: PreTrainedModel, paths: Collection[str]) -> Iterator[None]:
+    """Let the floating-point parameters at some paths require gradients, and no others.
+
+    They are restored afterwards.
+    """
+    parameters = dict(model.named_parameters())
     before = {path: parameter.requires_grad for path, parameter in parameters.items()}
     try:
         for path, parameter in parameters.items():
-            parameter.requires_grad_(parameter.is_floating_point() and path not in left_out)
+            parameter.requires_grad_(parameter.is_floating_point() and path in paths)
         yield
     finally:
         for path, parameter in parameters.items():
             parameter.requires_grad_(before[path])
+
+
+@contextmanager
+def masked(model: PreTrainedModel, paths: Collection[str]) -> Iterator[None]:
+    """Multiply gradients of some parameters by a mask of their rows, as `moetool select` advises."""
+    hooks = []
+    try:
+        for path in paths:
+            parameter: Any = model.get_parameter(path)
+            mask = parameter.new_zeros(len(parameter), *[1] * (parameter.dim() - 1))
+            hooks.append(parameter.register_hook(lambda gradient, mask=mask: gradient * mask))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -93,8 +93,12 @@ def multiply_each(
     is_nested = packing.is_double_quantized
     nested = tensors[f"{name}_nested_absmax"] if is_nested else absmax
     num_bytes = matrix.in_features // 2
-    # Even places, then odd ones, so that both are read in whole words.
-    apart = rows.view(len(rows), num_bytes, 2).transpose(1, 2).contiguous()
+    # Either way, even places and odd ones are read in whole words.
+    is_paired = rows.dtype is torch.bfloat16 and rows.is_contiguous()
+    if is_paired:
+        apart = rows.view(torch.int32)
+    else:
+        apart = rows.view(len(rows), num_bytes, 2).transpose(1, 2).contiguous()
     kernels.multiply_4bit[grid](
         apart,
         tensors[name],
@@ -111,6 +115,7 @@ def multiply_each(
         nested.shape[1],
         top_k,
         BYTES=num_bytes,
+        IS_PAIRED=is_paired,
         IS_NESTED=is_nested,
         HAS_BIAS=has_bias,
         TILE=_TILE,
@@ -118,6 +123,29 @@ def multiply_each(
         num_warps=_NUM_WARPS,
     )
     return out
+
+
+def add_up_sorted(
+    outputs: torch.Tensor, places: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Return the weighted sum of each token's outputs, in the outputs' dtype.
+
+    Args:
+        outputs: A row for each assignment, in any order. # (num_assignments, hidden_size)
+        places: The row of each assignment in the order of tokens. # (num_assignments,)
+        weights: # (num_tokens, top_k)
+    """
+    from moetool.quantizing.kernels import programs
+
+    kernels: Any = programs
+    num_tokens, top_k = weights.shape
+    width = outputs.shape[1]
+    total = outputs.new_empty(num_tokens, width)
+    columns = min(1024, 1 << (width - 1).bit_length())
+    kernels.add_up[(num_tokens, -(-width // columns))](
+        outputs, places, weights.contiguous(), total, WIDTH=width, TOP_K=top_k, COLUMNS=columns
+    )
+    return total
 
 
 def unpack_int8(codes: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:

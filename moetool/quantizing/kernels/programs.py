@@ -8,7 +8,7 @@ from triton import language as tl
 
 @triton.jit
 def multiply_4bit(
-    rows_ptr,  # type: ignore[no-untyped-def]
+    rows_ptr,
     codes_ptr,
     absmax_ptr,
     nested_ptr,
@@ -23,6 +23,7 @@ def multiply_4bit(
     num_nested,
     top_k,
     BYTES: tl.constexpr,
+    IS_PAIRED: tl.constexpr,
     IS_NESTED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     TILE: tl.constexpr,
@@ -34,7 +35,8 @@ def multiply_4bit(
     block spans two rows of a matrix.
 
     Args:
-        rows_ptr: For each token its inputs with even places, then those with odd ones.
+        rows_ptr: For each token its inputs with even places, then those with odd ones; or pairs of
+            bfloat16 as integers.
         num_rows_out: Outputs of a matrix.
         num_blocks: Blocks of a whole matrix.
         num_nested: Blocks of its scales.
@@ -48,7 +50,7 @@ def multiply_4bit(
     blocks_per_row: tl.constexpr = BYTES // 32
     codes_ptr += expert * num_rows_out * BYTES
     absmax_ptr += expert * num_blocks
-    rows_ptr += (assignment // top_k).to(tl.int64) * 2 * BYTES
+    rows_ptr += (assignment // top_k).to(tl.int64) * (BYTES if IS_PAIRED else 2 * BYTES)
     within = tl.arange(0, 32)
     if IS_NESTED:
         nested_ptr += expert * num_nested
@@ -58,8 +60,16 @@ def multiply_4bit(
         block = first + tl.arange(0, BLOCKS)
         is_block = block < blocks_per_row
         place = block[:, None] * 32 + within[None, :]
-        even = tl.load(rows_ptr + place, mask=is_block[:, None], other=0.0).to(tl.float32)
-        odd = tl.load(rows_ptr + BYTES + place, mask=is_block[:, None], other=0.0).to(tl.float32)
+        if IS_PAIRED:
+            # A bfloat16 is the upper half of a float32.
+            pair = tl.load(rows_ptr + place, mask=is_block[:, None], other=0)
+            even = (pair << 16).to(tl.float32, bitcast=True)
+            odd = (pair & -65536).to(tl.float32, bitcast=True)
+        else:
+            even = tl.load(rows_ptr + place, mask=is_block[:, None], other=0.0).to(tl.float32)
+            odd = tl.load(rows_ptr + BYTES + place, mask=is_block[:, None], other=0.0).to(
+                tl.float32
+            )
         is_there = is_out[:, None] & is_block[None, :]
         scale_place = out[:, None] * blocks_per_row + block[None, :]
         scale = tl.load(absmax_ptr + scale_place, mask=is_there, other=0)
@@ -86,7 +96,7 @@ def multiply_4bit(
 
 @triton.jit
 def multiply_int8(
-    rows_ptr,  # type: ignore[no-untyped-def]
+    rows_ptr,
     codes_ptr,
     scale_ptr,
     ids_ptr,
@@ -135,8 +145,38 @@ def multiply_int8(
 
 
 @triton.jit
+def add_up(
+    outputs_ptr,
+    places_ptr,
+    weights_ptr,
+    total_ptr,
+    WIDTH: tl.constexpr,
+    TOP_K: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Add up one token's outputs by their weights.
+
+    Args:
+        places_ptr: The row of `outputs_ptr` for each assignment.
+        WIDTH: Columns of a row.
+        TOP_K: Assignments of a token.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    is_column = column < WIDTH
+    total = tl.zeros((COLUMNS,), dtype=tl.float32)
+    for rank in range(TOP_K):
+        place = tl.load(places_ptr + token * TOP_K + rank)
+        weight = tl.load(weights_ptr + token * TOP_K + rank).to(tl.float32)
+        row = tl.load(outputs_ptr + place * WIDTH + column, mask=is_column, other=0.0)
+        total += weight * row.to(tl.float32)
+    target = total_ptr + token * WIDTH + column
+    tl.store(target, total.to(total_ptr.dtype.element_ty), mask=is_column)
+
+
+@triton.jit
 def dequantize_int8(
-    codes_ptr,  # type: ignore[no-untyped-def]
+    codes_ptr,
     scale_ptr,
     out_ptr,
     WIDTH: tl.constexpr,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from moetool.report.memory.sections.assistant import list_assistant
 from moetool.report.memory.sections.fits import list_fits
 from moetool.report.memory.sections.hardware import (
     list_offload,
@@ -68,6 +69,8 @@ def list_blocks(estimate: Estimate) -> Iterator[Block]:
     yield [_make_breakdown(estimate)]
     if estimate.training:
         yield list(list_training(estimate.training))
+    if estimate.assistant:
+        yield list(list_assistant(estimate.assistant))
     yield list(_list_peaks(estimate))
     yield [*_list_variants(estimate), *list_implementations(estimate)]
     yield list_fits(estimate)

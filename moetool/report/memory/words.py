@@ -166,6 +166,8 @@ def word_options(scenario: Scenario) -> str:
         words.append(f"cache in {scenario.cache_dtype}")
     elif scenario.cache != "dynamic":
         words.append(f"{scenario.cache.replace('_', ' ')} cache")
+    if scenario.assistant is not None:
+        words.append(f"with {make_printable(scenario.assistant)} as the assistant")
     if scenario.has_padding:
         words.append("padded prompts")
     if scenario.optimizer is not None:
@@ -174,6 +176,10 @@ def word_options(scenario: Scenario) -> str:
         words.append("gradient checkpointing")
     if scenario.frozen != "none":
         words.append(f"{scenario.frozen} frozen")
+    if scenario.lora_rank is not None:
+        words.append(f"adapters of rank {scenario.lora_rank}")
+    if scenario.trained_experts is not None:
+        words.append("chosen experts trained")
     return ", ".join(words)
 
 

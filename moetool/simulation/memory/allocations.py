@@ -248,7 +248,11 @@ class AllocationRecorder:
             if leaf.device.type == self._device
             and leaf.untyped_storage()._cdata not in self._followed
         ]
-        if not new:
+        if not new and not (args and result is args[0]):
+            return
+        temporaries = self._find_temporaries(operation, args, kwargs)
+        # Operations in place make nothing else.
+        if not new and temporaries is None:
             return
         num_blocks = self._num_blocks - self._num_blocks_before_layer
         if self._layer and self._max_blocks is not None and num_blocks > self._max_blocks:
@@ -258,7 +262,7 @@ class AllocationRecorder:
             self._take_workspace(Workspace.CUBLAS, origin)
         if self._workspace_bytes[Workspace.CUBLAS_LT] and needs_lt_workspace(operation, args):
             self._take_workspace(Workspace.CUBLAS_LT, origin)
-        temporaries = self._find_temporaries(operation, args, kwargs) or _NO_TEMPORARIES
+        temporaries = temporaries or _NO_TEMPORARIES
         taken = [self._bear(num_bytes, origin) for num_bytes in temporaries.before]
         for tensor in new:
             if tensor.untyped_storage()._cdata not in self._followed:

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from moetool.simulation.assisted.drafting import Draft, drafting, join_models
 from moetool.simulation.attention.flash import standing_in_for_flash
+from moetool.simulation.attention.flex import standing_in_for_flex
 from moetool.simulation.caches.offloaded import SideStream, count_host_bytes
 from moetool.simulation.caches.preparing import preparing_cache
 from moetool.simulation.memory.allocations import AllocationRecorder
@@ -46,6 +48,7 @@ class MemoryRun:
         options: Options of the run.
         routing_modules: The modules whose second and third arguments are the experts that routers
             chose and their weights.
+        assistant: The model that drafts tokens for `generate`; None to generate without one.
         is_each_layer_run: Also run layers that are the same as one already run. It takes longer and
             gives the same timeline; changes that layers make to themselves then remain.
         on_step: Receives a few words on each pass through the model and each layer in it.
@@ -57,10 +60,12 @@ class MemoryRun:
         options: RunOptions,
         *,
         routing_modules: tuple[nn.Module, ...] = (),
+        assistant: PreTrainedModel | None = None,
         is_each_layer_run: bool = False,
         on_step: Callable[[str], None] | None = None,
     ) -> None:
         self._skeleton = skeleton
+        self._assistant = assistant
         self._options = options
         self._routing_modules = routing_modules if options.is_routing_kept else ()
         self._token_id = find_ordinary_token(skeleton.config)
@@ -119,6 +124,8 @@ class MemoryRun:
         num_residual = self._options.cache.count_residual(num_tokens_before)
         options: dict[str, Any] = {"max_new_tokens": num_new_tokens, "disable_compile": True}
         options |= self._options.choose_search()
+        if self._assistant is not None:
+            options["assistant_model"] = self._assistant
         if self._options.cache.made_by_generate is not None:
             options["cache_implementation"] = self._options.cache.made_by_generate
         generate: Any = self._skeleton.generate
@@ -188,9 +195,10 @@ class MemoryRun:
         num_residual: int = 0,
     ) -> Timeline:
         skeleton, batch_size = self._skeleton, self._options.batch_size
+        models = join_models(skeleton, self._assistant)
         stream = SideStream()
         recorder = AllocationRecorder(
-            skeleton,
+            models,
             origins=self._origins,
             workspace_bytes=self._options.workspace_bytes,
             lt_workspace_bytes=self._options.lt_workspace_bytes,
@@ -212,22 +220,26 @@ class MemoryRun:
             stack.enter_context(known)
             attention = getattr(skeleton.config.get_text_config(), "_attn_implementation", "")
             stack.enter_context(standing_in_for_flash(attention))
+            stack.enter_context(standing_in_for_flex(attention))
             stack.enter_context(
                 preparing_cache(skeleton, self._options.cache, stream, num_residual=num_residual)
             )
             if not self._is_each_layer_run and self._options.may_repeat_layers:
                 stack.enter_context(
                     RepeatedLayers(
-                        skeleton,
+                        models,
                         observers=[recorder],
                         outcomes=self._outcomes,
                         on_layer=None if self._on_step is None else self._say_layer,
                     )
                 )
             stack.enter_context(recorder)
+            draft = stack.enter_context(
+                drafting(self._assistant, recorder, known, on_call=self._begin_pass)
+            )
             stack.enter_context(
                 _watching_calls(
-                    skeleton, recorder, known, calls, num_calls, on_call=self._begin_pass
+                    skeleton, recorder, known, calls, num_calls, draft, on_call=self._begin_pass
                 )
             )
             stack.enter_context(encoding_inside_model(skeleton, known))
@@ -272,18 +284,19 @@ def _watching_calls(
     known: KnownValues,
     calls: list[Call],
     num_calls: int | None,
+    draft: Draft,
     *,
     on_call: Callable[[], None],
 ) -> Iterator[None]:
     """Record every call of the skeleton and the contents of its cache.
 
-    A call after the first `num_calls` raises `_CallsDone`.
+    A call begins with the draft that it checks, and its cache includes the assistant's. A call after the first `num_calls` raises `_CallsDone`.
     """
     forward, own = skeleton.forward, vars(skeleton).get("forward")
 
     @functools.wraps(forward)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        first_event = len(recorder.events)
+        first_event = draft.begin(len(recorder.events))
         if len(calls) == num_calls:
             calls.append(Call(first_event, first_event, frozenset(), 0))
             raise _CallsDone
@@ -299,9 +312,10 @@ def _watching_calls(
             Call(
                 first_event=first_event,
                 end_event=len(recorder.events),
-                cache_blocks=frozenset(blocks),
-                cache_bytes=sum(blocks.values()),
+                cache_blocks=draft.take_held().union(blocks),
+                cache_bytes=sum(blocks.values()) + sum(draft.cache.values()),
                 host_cache_bytes=count_host_bytes(find_cache_tensors(output)),
+                assistant_cache_bytes=sum(draft.cache.values()),
             )
         )
         return output

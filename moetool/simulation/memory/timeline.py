@@ -68,6 +68,7 @@ class Call:
         cache_blocks: The blocks that the cache holds after the call.
         cache_bytes: The size of those blocks.
         host_cache_bytes: The size of the cache's tensors in the host's memory.
+        assistant_cache_bytes: The part of the cache that is an assistant's.
     """
 
     first_event: int
@@ -75,6 +76,7 @@ class Call:
     cache_blocks: frozenset[int]
     cache_bytes: int
     host_cache_bytes: int = 0
+    assistant_cache_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
@@ -62,8 +63,8 @@ class Difference(NamedTuple):
 class Fingerprints:
     """Describes values and modules so that equal descriptions mean equal work on the meta device.
 
-    Tensors are described by shape, strides and dtype, caches by their class alone: `CacheSlots`
-    describes their contents. Objects other than containers, tensors, caches and plain values equal
+    Tensors are described by shape, strides and dtype, masks of flex attention by their tensors, caches
+    by their class alone: `CacheSlots` describes their contents. Objects other than containers, tensors, caches and plain values equal
     only themselves; they are kept alive, so that no identity is used twice.
     """
 
@@ -86,6 +87,10 @@ class Fingerprints:
             return (type(value), self.of_value(value.data))
         if isinstance(value, Cache):
             return ("cache", type(value))
+        if isinstance(value, BlockMask):
+            # Which positions it hides changes no sizes.
+            tensors = [item for item in value.as_tuple() if isinstance(item, torch.Tensor)]
+            return ("block mask", *map(self.of_value, tensors))
         if isinstance(value, functools.partial):
             return ("partial", *map(self.of_value, (value.func, value.args, value.keywords)))
         self._kept[id(value)] = value
@@ -180,7 +185,7 @@ def is_transparent(value: object) -> bool:
         return all(map(is_transparent, value.values()))
     if isinstance(value, UserDict):
         return is_transparent(value.data)
-    return isinstance(value, (torch.Tensor, *_PLAIN, *_CODE))
+    return isinstance(value, (torch.Tensor, BlockMask, *_PLAIN, *_CODE))
 
 
 def _is_index(name: str, value: object) -> bool:

@@ -67,7 +67,7 @@ def _find_in_embedding_backward(
     width = -(-grad.shape[-1] // _WARP) * _WARP
     sorted_bytes = 8 * count
     return Temporaries(
-        before=(sorted_bytes,) * 3,
+        before=(*(sorted_bytes,) * 3, _count_radix_sort_bytes(count, num_bits=64)),
         after=(sorted_bytes,) * 3 + (8 * num_segments, 4 * num_segments * width),
     )
 
@@ -110,6 +110,42 @@ def _find_in_sum(
     return Temporaries(after=(4 * num_outputs * num_blocks * width * vector, 4 * grid))
 
 
+def _find_in_index_put(
+    values: torch.Tensor,
+    indices: Sequence[torch.Tensor | None],
+    added: torch.Tensor,
+    accumulate: bool = False,
+    *_: Any,
+) -> Temporaries | None:
+    """Return what sorting the indices takes, where values at equal indices are added up.
+
+    That is the place of each index twice, both sorted, and a radix sort's memory.
+    """
+    del added
+    given = [each for each in indices if each is not None]
+    if not accumulate or not given:
+        return None
+    count = max(each.numel() for each in given)
+    num_places = math.prod(
+        size for size, each in zip(values.shape, indices, strict=False) if each is not None
+    )
+    sorting = _count_radix_sort_bytes(count, num_bits=max((num_places - 1).bit_length(), 1))
+    return Temporaries(after=(8 * count,) * 4 + (sorting,))
+
+
+def _find_in_softmax_backward(grad: torch.Tensor, *_: Any, **__: Any) -> Temporaries:
+    """Return the products of the gradient and the output (`softmax_backward_cuda_out`)."""
+    return Temporaries(after=(grad.numel() * grad.element_size(),))
+
+
+def _count_radix_sort_bytes(count: int, *, num_bits: int) -> int:
+    """Return the memory of a radix sort of int64 indices and their places, in bytes.
+
+    Copies of both, 2 KiB of counters for each 8 bits, and a look-back of 1 KiB per tile of 4,096.
+    """
+    return 2 * 8 * count + 511 + 2048 * -(-num_bits // 8) + 1024 * -(-count // 4096)
+
+
 def _last_power_of_2(number: int) -> int:
     return int(1 << (number.bit_length() - 1))
 
@@ -119,4 +155,6 @@ _TEMPORARIES: dict[Any, Callable[..., Temporaries | None]] = {
     aten._scaled_dot_product_cudnn_attention_backward: _find_in_attention_backward,
     aten.embedding_dense_backward: _find_in_embedding_backward,
     aten.sum: _find_in_sum,
+    aten.index_put: _find_in_index_put,
+    aten._softmax_backward_data: _find_in_softmax_backward,
 }

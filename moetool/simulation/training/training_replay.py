@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
 from moetool.simulation.memory.timeline import Origin
-from moetool.simulation.training.training_run import TrainingTimeline
+from moetool.simulation.training.steps import TrainingTimeline
 
 
 class TrainingPhase(StrEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +13,20 @@ from transformers import PreTrainedModel
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.layer_events import Workspace
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
-from moetool.simulation.memory.timeline import Event, Origin, Origins
+from moetool.simulation.memory.timeline import Origins
 from moetool.simulation.meta.encoders import encoding_inside_model
 from moetool.simulation.meta.generation import without_data
 from moetool.simulation.meta.known_values import KnownValues
-from moetool.simulation.meta.meta_kernels import MetaKernels
 from moetool.simulation.training.backward_kernels import find_training_temporaries
 from moetool.simulation.training.optimizer_kinds import Optimizer
 from moetool.simulation.training.optimizers import make_optimizer
+from moetool.simulation.training.reused_gradients import ReusedGradients
+from moetool.simulation.training.steps import (
+    StepEvents,
+    TrainingTimeline,
+    can_repeat,
+    repeat_last_step,
+)
 from moetool.simulation.training.trained_attention import attention_as_on_gpu
 
 # By the second the optimizer's states exist; the third shows what the allocator reserves then.
@@ -52,44 +58,6 @@ class TrainingOptions:
     is_routing_balanced: bool = False
     workspace_bytes: int = 0
     lt_workspace_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class StepEvents:
-    """The number of events before and after each phase of a step.
-
-    Attributes:
-        start: Before the step.
-        forward_end: After the forward pass.
-        backward_end: After the backward pass.
-        end: After the optimizer has run and gradients are gone.
-    """
-
-    start: int
-    forward_end: int
-    backward_end: int
-    end: int
-
-
-@dataclass(frozen=True)
-class TrainingTimeline:
-    """Steps of training, beginning with their inputs.
-
-    Attributes:
-        events: Births and deaths, in order.
-        origins: The places where blocks were born.
-        steps: The steps, in order.
-        gradient_blocks: The blocks of parameters' gradients, of all steps.
-        state_blocks: The blocks of the optimizer's states.
-        workspace_blocks: The blocks that matrix products keep.
-    """
-
-    events: tuple[Event, ...]
-    origins: Sequence[Origin]
-    steps: tuple[StepEvents, ...]
-    gradient_blocks: frozenset[int]
-    state_blocks: frozenset[int]
-    workspace_blocks: frozenset[int]
 
 
 def run_training(
@@ -131,14 +99,17 @@ def run_training(
         optimizer = make_optimizer(options.optimizer, trained)
         stack.callback(optimizer.zero_grad)
         stack.enter_context(attention_as_on_gpu())
-        stack.enter_context(MetaKernels())
+        reused = stack.enter_context(ReusedGradients())
         stack.enter_context(known)
         stack.enter_context(recorder)
         stack.enter_context(encoding_inside_model(skeleton, known))
+        with known.inside_model():
+            reused.calibrate()
         inputs = _make_inputs(options, known, token_id)
-        for number in range(NUM_STEPS):
+        timeline: TrainingTimeline | None = None
+        while timeline is None or not (len(steps) == NUM_STEPS or can_repeat(timeline)):
             if on_step is not None:
-                on_step(f"step {number + 1} of {NUM_STEPS}")
+                on_step(f"step {len(steps) + 1}")
             start = len(recorder.events)
             with without_data():
                 with known.inside_model():
@@ -152,21 +123,18 @@ def run_training(
             gradients |= _find_blocks(recorder, (parameter.grad for parameter in trained))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            steps.append(StepEvents(start, forward_end, backward_end, len(recorder.events)))
             del loss
-        states = _find_blocks(
-            recorder, (each for state in optimizer.state.values() for each in state.values())
-        )
-        events = tuple(recorder.events[: steps[-1].end])
-        workspaces = (*of_forward.values(), *of_backward.values())
-    return TrainingTimeline(
-        events=events,
-        origins=origins.found,
-        steps=tuple(steps),
-        gradient_blocks=frozenset(gradients),
-        state_blocks=frozenset(states),
-        workspace_blocks=frozenset(workspaces),
-    )
+            steps.append(StepEvents(start, forward_end, backward_end, len(recorder.events)))
+            states = (each for state in optimizer.state.values() for each in state.values())
+            timeline = TrainingTimeline(
+                events=tuple(recorder.events),
+                origins=origins.found,
+                steps=tuple(steps),
+                gradient_blocks=frozenset(gradients),
+                state_blocks=frozenset(_find_blocks(recorder, states)),
+                workspace_blocks=frozenset((*of_forward.values(), *of_backward.values())),
+            )
+    return repeat_last_step(timeline, times=NUM_STEPS - len(steps))
 
 
 def _prepare(skeleton: PreTrainedModel, stack: ExitStack, *, has_checkpointing: bool) -> None:

@@ -114,7 +114,7 @@ from tests.report.memory.estimates import make_estimate
         pytest.param(["demo", "--dtype", "int8"], Refusal(2, error="'int8'"), id="a dtype"),
         pytest.param(["demo", "--task", "tune"], Refusal(2, error="'tune'"), id="a task"),
         pytest.param(
-            ["demo", "--attention", "flash"], Refusal(2, error="'flash'"), id="an attention"
+            ["demo", "--attention", "fast"], Refusal(2, error="'fast'"), id="an attention"
         ),
         pytest.param(
             ["demo", "-o", "demo.yaml"],

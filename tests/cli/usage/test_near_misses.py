@@ -44,10 +44,14 @@ USAGE: dict[tuple[str, ...], Refusal] = {
         error="--cache can't be 'offload'.",
         hint="Did you mean offloaded? Choose dynamic, static",
     ),
-    (*MEMORY, "--attention", "flash"): Refusal(
+    (*MEMORY, "--attention", "flash_attn"): Refusal(
         2,
-        error="--attention can't be 'flash'.",
-        hint="Choose eager, sdpa, flash_attention_2 or flash_attention_3.",
+        error="--attention can't be 'flash_attn'.",
+        hint="Did you mean flash_attention_2? Choose eager, sdpa, flash_attention_2, "
+        "flash_attention_3 or flex_attention.",
+    ),
+    (*MEMORY, "--attention", "flex_attn"): Refusal(
+        2, error="--attention can't be 'flex_attn'.", hint="Did you mean flex_attention?"
     ),
     (*MEMORY, "--experts-implementation", "triton"): Refusal(
         2, error="--experts-implementation can't be 'triton'.", hint="grouped_mm or batched_mm."

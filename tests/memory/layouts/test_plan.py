@@ -15,11 +15,11 @@ from moetool.checkpoint.subject import find_subject
 from moetool.errors import UsageError
 from moetool.memory.answers.layout import Layout
 from moetool.memory.answers.on_gpus import Fit
-from moetool.memory.layouts.gpu_group import ParallelWay, take_group
 from moetool.memory.layouts.plan import plan_layouts, refuse_layouts
 from moetool.memory.layouts.shared_runs import SharedRuns
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
+from moetool.memory.machine.gpu_group import ParallelWay, take_group
 from moetool.memory.machine.local_gpu import take_gpu
 from moetool.memory.result import Estimate
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel

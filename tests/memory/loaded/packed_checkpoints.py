@@ -23,7 +23,7 @@ SIZES = {
     "num_key_value_heads": 4,
     "head_dim": 32,
     "tie_word_embeddings": False,
-    "max_position_embeddings": 4096,
+    "max_position_embeddings": 64,
 }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import RENDERERS, render_csv, render_json, render_table_text
 from moetool.report.renderer import ReportFormat, View
 from tests.memory.loaded.packed_checkpoints import FORMATS, NUM_LAYERS, count_packed, save_packed
-from tests.memory.saved_configs import save_config
+from tests.memory.saved_configs import make_loader, save_config
 
 SCENARIO = Scenario(batch_size=1, num_prompt_tokens=16, num_new_tokens=3)
 LOADED_BY_A_LIBRARY = ("awq", "gptq")
@@ -29,8 +30,16 @@ NOT_LOADED_AS_THEY_ARE = tuple(name for name in FORMATS if name not in LOADED_BY
 EXTRA = {"model.mtp.0.proj.weight": ("F16", [1024, 1024])}
 
 
-def estimate_of(name: str, folder: Path, *, gpu: str | None = "24GiB", **options: Any) -> Estimate:
-    (estimate,) = estimate_memory(save_packed(name, folder, **options), [SCENARIO], gpu=gpu)
+@pytest.fixture(scope="module")
+def estimate_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Estimate]:
+    """Estimates of formats for a GPU, each made once."""
+
+    @cache
+    def estimate(name: str) -> Estimate:
+        folder = tmp_path_factory.mktemp("packed")
+        (found,) = estimate_memory(save_packed(name, folder), [SCENARIO], gpu="24GiB")
+        return found
+
     return estimate
 
 
@@ -40,8 +49,10 @@ def read_row(estimate: Estimate) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", LOADED_BY_A_LIBRARY)
-def test_the_verdict_rests_on_the_packed_bytes_and_says_so(name: str, tmp_path: Path) -> None:
-    estimate = estimate_of(name, tmp_path)
+def test_the_verdict_rests_on_the_packed_bytes_and_says_so(
+    name: str, estimate_of: Callable[[str], Estimate]
+) -> None:
+    estimate = estimate_of(name)
     figures, stored = estimate.figures, estimate.stored
     assert stored is not None
     assert stored.basis is Basis.PUBLISHED
@@ -59,8 +70,10 @@ def test_the_verdict_rests_on_the_packed_bytes_and_says_so(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", NOT_LOADED_AS_THEY_ARE)
-def test_without_a_way_to_load_it_nothing_is_claimed(name: str, tmp_path: Path) -> None:
-    estimate = estimate_of(name, tmp_path)
+def test_without_a_way_to_load_it_nothing_is_claimed(
+    name: str, estimate_of: Callable[[str], Estimate]
+) -> None:
+    estimate = estimate_of(name)
     figures, stored = estimate.figures, estimate.stored
     assert stored is not None
     assert stored.basis is Basis.UNKNOWN
@@ -93,8 +106,10 @@ def test_without_a_way_to_load_it_nothing_is_claimed(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_packed_and_dequantized_differ_in_their_weights_alone(name: str, tmp_path: Path) -> None:
-    estimate = estimate_of(name, tmp_path)
+def test_packed_and_dequantized_differ_in_their_weights_alone(
+    name: str, estimate_of: Callable[[str], Estimate]
+) -> None:
+    estimate = estimate_of(name)
     packed, plain = estimate.variants["as_published"], estimate.variants["dequantized"]
     assert packed.weights_bytes is not None
     assert plain.weights_bytes is not None
@@ -108,7 +123,7 @@ def test_packed_and_dequantized_differ_in_their_weights_alone(name: str, tmp_pat
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_inspect_and_memory_estimate_count_the_same_bytes(name: str, tmp_path: Path) -> None:
-    estimate = estimate_of(name, tmp_path, gpu=None)
+    (estimate,) = estimate_memory(save_packed(name, tmp_path), [SCENARIO])
     inspected = inspect_model(estimate.model)
     stored, parameters = estimate.stored, inspected.parameters
     assert stored is not None
@@ -124,11 +139,14 @@ def test_inspect_and_memory_estimate_count_the_same_bytes(name: str, tmp_path: P
 
 def test_what_the_model_does_not_build_is_not_held(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
-    more, plain = estimate_of("awq", tmp_path / "more", more=EXTRA), estimate_of("awq", tmp_path)
-    assert more.stored is not None
-    assert plain.stored is not None
-    assert more.stored.stored_bytes == (plain.stored.stored_bytes or 0) + 2 * 1024**2
-    assert more.stored.packed_bytes == plain.stored.packed_bytes
+    more, plain = (
+        make_loader(save_packed("awq", folder, **options)).load(SCENARIO).stored
+        for folder, options in ((tmp_path / "more", {"more": EXTRA}), (tmp_path, {}))
+    )
+    assert more is not None
+    assert plain is not None
+    assert more.stored_bytes == (plain.stored_bytes or 0) + 2 * 1024**2
+    assert more.packed_bytes == plain.packed_bytes
 
 
 def test_files_that_lack_layers_leave_the_size_unknown(tmp_path: Path) -> None:
@@ -173,10 +191,10 @@ def test_random_plain_weights_do_not_stand_for_packed_ones(
 
 
 @pytest.mark.parametrize("form", RENDERERS)
-def test_several_are_rendered_with_what_is_unknown(form: ReportFormat, tmp_path: Path) -> None:
-    (tmp_path / "awq").mkdir()
-    (tmp_path / "mlx").mkdir()
-    estimates = [estimate_of(name, tmp_path / name) for name in ("awq", "mlx")]
+def test_several_are_rendered_with_what_is_unknown(
+    form: ReportFormat, estimate_of: Callable[[str], Estimate]
+) -> None:
+    estimates = [estimate_of(name) for name in ("awq", "mlx")]
     text = RENDERERS[form](estimates, View(width=80))
     if form == "table":
         assert text.startswith("1 of 1 fit on 1 × 24GiB.\nMemory unknown for 1 of 2 estimates")

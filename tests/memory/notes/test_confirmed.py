@@ -54,6 +54,34 @@ def test_every_run_of_a_mechanism_is_counted_as_a_confirmation() -> None:
     assert all(row.worst_error < 0.01 for row in rows)
 
 
+def test_every_step_of_training_is_counted_as_a_confirmation() -> None:
+    lines = (
+        (ROOT / "benchmarks" / "memory" / "measured" / "training_h200.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
+    measured = Counter(
+        (
+            line["model"],
+            line["gpu"],
+            line["transformers"],
+            not {"lora_rank", "optimizer"}.isdisjoint(line["options"]),
+        )
+        for line in map(json.loads, lines)
+    )
+    rows = [row for row in read_confirmations() if row.is_training]
+    counted = {
+        (name, row.gpu, row.transformers, row.is_light): row.num_runs
+        for row in rows
+        for name in row.models
+    }
+    assert counted == measured
+    assert all(row.worst_error <= 0.0005 for row in rows)
+    assert find_confirmation("phimoe", Quantization.NONE, is_training=True) in rows
+    assert find_confirmation("phimoe", Quantization.NONE, is_training=True, is_light=True) is None
+    assert find_confirmation("jamba", Quantization.NONE, is_training=True) is None
+
+
 def test_a_confirmation_is_of_one_way_to_store_weights() -> None:
     assert find_confirmation("olmoe", Quantization.NF4) is not None
     assert find_confirmation("olmoe", Quantization.FP4) is None

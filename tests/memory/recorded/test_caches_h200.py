@@ -17,7 +17,9 @@ from moetool.memory.simulated.runs import run_scenario
 
 MEASURED = Path("benchmarks/memory/measured/caches_h200.jsonl")
 # To the byte.
-FIGURES = ("weights_bytes", "cache_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
+FIGURES = ("weights_bytes", "cache_bytes", "peak_allocated_bytes")
+# Where other work ran in the process before, the driver had other places for memory.
+MOST_OFF_AFTER_OTHERS = 0.02
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,12 @@ def test_an_h200_showed_the_same(line: dict[str, Any]) -> None:
     )
     figures = asdict(run.figures)
     off = {name: figures[name] - line[name] for name in FIGURES}
+    reserved = "peak_reserved_bytes"
+    off_reserved = figures[reserved] - line[reserved]
+    if line.get("follows_others"):
+        assert abs(off_reserved) <= MOST_OFF_AFTER_OTHERS * line[reserved]
+    elif transformers.__version__ == line["transformers"]:
+        assert off_reserved == 0
     if transformers.__version__ == line["transformers"]:
         assert off == dict.fromkeys(FIGURES, 0)
     # Others do the same by slightly different operations.

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moetool.errors import InputError, UsageError
-from moetool.memory.serving import llama_cpp, sglang, vllm
+from moetool.memory.serving import sglang, vllm
 from moetool.memory.serving.answer import ServingOptions
+from moetool.memory.serving.deployment import Deployment
 from moetool.memory.serving.geometry import CacheGeometry, read_geometry
-from moetool.memory.serving.weights import count_weights_bytes, refuse_cut_heads
+from moetool.memory.serving.weights import count_weights_bytes
 
 GEOMETRIES = st.builds(
     CacheGeometry,
@@ -46,7 +47,6 @@ def test_no_engine_holds_more_sequences_than_fill_its_memory(
         )
         for engine in (vllm, sglang)
     ]
-    found.append(llama_cpp.count_capacity(geometry, pool_bytes, cache_type="f16", length=length))
     for capacity in found:
         assert capacity.num_sequences * least <= pool_bytes
 
@@ -74,7 +74,12 @@ def test_vllm_fills_blocks_one_after_another(
 def test_tensor_parallel_cuts_projections_and_experts() -> None:
     skeleton = build("mixtral", num_local_experts=4, num_experts_per_tok=2)
     geometry = read_geometry(skeleton)
-    one, two = (count_weights_bytes(skeleton, geometry, num_gpus=number) for number in (1, 2))
+    one, two, four = (
+        count_weights_bytes(
+            skeleton, geometry, Deployment(number, tensor=number, expert_parts=number)
+        )
+        for number in (1, 2, 4)
+    )
     whole = sum(
         values.nbytes
         for path, values in skeleton.named_parameters()
@@ -87,7 +92,6 @@ def test_tensor_parallel_cuts_projections_and_experts() -> None:
         for path, values in skeleton.named_parameters()
         if "k_proj" in path or "v_proj" in path
     )
-    four = count_weights_bytes(skeleton, geometry, num_gpus=4)
     assert four == whole + keys // 2 + (one - whole - keys) // 4
 
 
@@ -100,12 +104,6 @@ def test_latent_attention_is_stored_once() -> None:
 def test_layers_with_states_are_unknown() -> None:
     with pytest.raises(InputError, match="not known here"):
         read_geometry(build("jamba", num_experts=4))
-
-
-def test_heads_that_gpus_do_not_divide_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"^4 attention heads can't be shared") as caught:
-        refuse_cut_heads(build("mixtral", num_local_experts=4), num_gpus=3)
-    assert caught.value.hint == "Give --tensor-parallel 2."
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ FURTHER_KEYS = [
     *("confirmed_on", "prefill_peak_allocated_bytes", "decode_peak_allocated_bytes", "stored_as"),
     *("weights_basis", "loaded_dtype", "smallest_fits", "smallest_gpu"),
     *("does_fit", "headroom_bytes", "host_cache_bytes", "layouts", "serving", "training"),
+    "assistant",
 ]
 PEAK_KEYS = [
     *("phase", "layer", "operation", "weights_bytes", "cache_bytes", "activation_bytes"),
@@ -135,6 +136,10 @@ def test_a_scenario_is_its_fields_by_name() -> None:
         "cache_dtype": None,
         "num_beams": 1,
         "num_return_sequences": 1,
+        "assistant": None,
+        "lora_rank": None,
+        "lora_targets": None,
+        "trained_experts": None,
     }
 
 
@@ -214,10 +219,11 @@ def test_csv_has_a_column_for_every_field_of_a_scenario() -> None:
     # Later options come after all other columns.
     of_caches = ["cache_dtype", "num_beams", "num_return_sequences"]
     of_training = ["optimizer", "has_checkpointing", "frozen"]
-    first = [name for name in names if name not in (*of_caches, *of_training)]
+    latest = ["assistant", "lora_rank", "lora_targets", "trained_experts"]
+    first = [name for name in names if name not in (*of_caches, *of_training, *latest)]
     assert header[1 : 1 + len(first)] == first
     last = [*of_caches, "host_cache_bytes", *of_training]
-    last += ["at_peak_gradient_bytes", "at_peak_optimizer_state_bytes"]
+    last += ["at_peak_gradient_bytes", "at_peak_optimizer_state_bytes", *latest]
     assert header[-len(last) :] == last
     assert len(header) == len(set(header))
 
@@ -235,12 +241,13 @@ def test_a_small_csv_is_this_one() -> None:
         "measured_peak_reserved_bytes,measured_context_bytes,measured_total_device_bytes,"
         "stored_as,weights_basis,loaded_dtype,smallest_gpu,does_fit,headroom_bytes,"
         "cache_dtype,num_beams,num_return_sequences,host_cache_bytes,optimizer,"
-        "has_checkpointing,frozen,at_peak_gradient_bytes,at_peak_optimizer_state_bytes\n"
+        "has_checkpointing,frozen,at_peak_gradient_bytes,at_peak_optimizer_state_bytes,"
+        "assistant,lora_rank,lora_targets,trained_experts\n"
         "small-4x,1,2048,256,generate,auto,,,dynamic,False,none,False,as-loaded,simulated,big,"
         "17179869184,2147483648,21474836480,22548578304,536870912,23085449216,decode,"
         "model.layers.3,index in mlp.experts,17179869184,2147483648,1879048192,268435456,,"
         "21474836480,17179869184,2147483648,22011707392,,524288000,22548578304,,,bfloat16,,True,62813896704,"
-        ",1,1,,,False,none,0,0\n"
+        ",1,1,,,False,none,0,0,,,,\n"
     )
 
 

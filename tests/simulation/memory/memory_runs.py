@@ -171,7 +171,7 @@ def generate_on_cpu(
         options["cache_config"] = {"backend": "fp8"}
     calls: list[Call] = []
     generate: Any = model.generate
-    with torch.inference_mode(), recorder, _watching(model, recorder, calls):
+    with torch.inference_mode(), recorder, watching(model, recorder, calls):
         shape = (run.batch_size, num_prompt_tokens)
         input_ids = torch.zeros(shape, dtype=torch.long).fill_(token_id)
         if run.has_padding:
@@ -184,9 +184,10 @@ def generate_on_cpu(
 
 
 @contextmanager
-def _watching(
+def watching(
     model: PreTrainedModel, recorder: AllocationRecorder, calls: list[Call]
 ) -> Iterator[None]:
+    """Record every call of a real model and the size of its cache."""
     starts: list[int] = []
 
     def begin(*_: object) -> None:

@@ -58,12 +58,15 @@ def memory_estimate(
     experts_implementation: loading.ExpertsImplementationOption = None,
     optimizer: training.OptimizerOption = None,
     gradient_checkpointing: training.Checkpointing = False,
-    freeze: training.Freeze = FrozenPart.NONE,
+    freeze: training.Freeze = FrozenPart.NONE.value,
+    lora_rank: training.LoraRank = None,
+    lora_targets: training.LoraTargets = None,
     attention: generation.AttentionOption = None,
     cache: generation.CacheOption = CacheKind.DYNAMIC,
     cache_dtype: generation.CacheDtypeOption = None,
     num_beams: generation.NumBeams = 1,
     num_return_sequences: generation.NumReturnSequences = 1,
+    assistant: generation.Assistant = None,
     gpu: hardware.Gpu = None,
     trace: hardware.Trace = None,
     measure: hardware.Measure = False,
@@ -87,8 +90,9 @@ def memory_estimate(
     The model's own code runs without data while every allocation is followed. Weights are never
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
-    from moetool.memory.layouts.gpu_group import take_group
+    from moetool.memory.machine.gpu_group import take_group
     from moetool.memory.machine.local_gpu import take_gpu
+    from moetool.memory.serving.deployment import choose_default_way
     from moetool.memory.sweep import list_scenarios
     from moetool.memory.sweeps.run import estimate_models
     from moetool.memory.sweeps.worker import SweepOptions
@@ -115,10 +119,13 @@ def memory_estimate(
         experts=experts,
         optimizer=optimizer,
         has_checkpointing=gradient_checkpointing,
-        frozen=freeze,
+        lora_rank=lora_rank,
+        lora_targets=lora_targets,
         cache_dtype=cache_dtype,
         num_beams=num_beams,
         num_return_sequences=num_return_sequences,
+        assistant=assistant,
+        **training.read_freeze(freeze),
     )
     scenarios = list_scenarios(
         common,
@@ -135,7 +142,7 @@ def memory_estimate(
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
-        group = take_group(gpu, parallel, num_nodes=nodes)
+        group = take_group(gpu, parallel, num_nodes=nodes, default=choose_default_way(serving))
         alone = None if gpu is None or group is not None else take_gpu(gpu)
         options = SweepOptions(
             clipped_sizes=tuple(size for size, numbers in given.items() if not numbers),

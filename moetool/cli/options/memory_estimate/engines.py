@@ -46,7 +46,7 @@ TensorParallel = Annotated[
     typer.Option(
         "--tensor-parallel",
         metavar="N",
-        help="GPUs that share each layer in the engine. Default: 1.",
+        help="GPUs that share each layer in the engine. Default: all that --gpu names.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -98,7 +98,7 @@ def read_engine(
         engine=cast("Engine", engine.lower()),
         gpu_memory_utilization=utilization,
         kv_cache_dtype=cast("ServedCache", kv_cache_dtype or "auto"),
-        tensor_parallel=1 if tensor_parallel is None else tensor_parallel,
+        tensor_parallel=tensor_parallel,
         overhead_bytes=None if overhead is None else parse_memory(overhead),
     )
     if gpu is None:

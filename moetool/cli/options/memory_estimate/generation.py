@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from moetool.cli.options.completion import complete_models
+from moetool.cli.options.values import parse_attention
 from moetool.memory.scenario import Attention, CacheDtype, CacheKind
 
 _GENERATION_PANEL = "Attention, cache and search"
@@ -14,9 +16,9 @@ AttentionOption = Annotated[
     Attention | None,
     typer.Option(
         metavar="NAME",
-        case_sensitive=False,
-        help="Attention implementation: eager, sdpa, flash_attention_2 or flash_attention_3. Default: "
-        "transformers' choice.",
+        parser=parse_attention,
+        help="Attention implementation: eager, sdpa, flash_attention_2 (or flash), flash_attention_3 or "
+        "flex_attention (or flex). Default: transformers' choice.",
         rich_help_panel=_GENERATION_PANEL,
     ),
 ]
@@ -47,6 +49,16 @@ NumBeams = Annotated[
         metavar="N",
         help="Search with this many beams for each prompt.",
         rich_help_panel=_GENERATION_PANEL,
+    ),
+]
+Assistant = Annotated[
+    str | None,
+    typer.Option(
+        "--assistant",
+        metavar="MODEL",
+        help="A second model that drafts tokens, named as models are: generate(assistant_model=...).",
+        rich_help_panel=_GENERATION_PANEL,
+        autocompletion=complete_models,
     ),
 ]
 NumReturnSequences = Annotated[

@@ -51,7 +51,8 @@ Parallel = Annotated[
         "--parallel",
         metavar="WAY,...",
         help="Ways in which several GPUs share the model, each simulated on every GPU: device-map, "
-        "tensor, expert, data. Needs their number, as in --gpu 8xh200.",
+        "tensor, expert, data. Needs their number, as in --gpu 8xh200. With --engine, the engine's "
+        "way of sharing.",
         rich_help_panel=_HARDWARE_PANEL,
     ),
 ]

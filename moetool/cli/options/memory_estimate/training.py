@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from moetool.choices import choose
 from moetool.cli.options.shared import FLAG
 from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.simulation.training.optimizer_kinds import Optimizer
@@ -32,13 +33,42 @@ Checkpointing = Annotated[
     ),
 ]
 Freeze = Annotated[
-    FrozenPart,
+    str,
     typer.Option(
         "--freeze",
-        metavar="PART",
-        case_sensitive=False,
+        metavar="PART|FILE.json",
         help="Train all except this part: router, experts, shared-experts, attention, dense-mlp or "
-        "embeddings.",
+        "embeddings. Or train only the experts that ESFT's file names.",
         rich_help_panel=_PANEL,
     ),
 ]
+LoraRank = Annotated[
+    int | None,
+    typer.Option(
+        "--lora-rank",
+        metavar="RANK",
+        help="Train adapters of this rank, as PEFT puts them on linear layers, and nothing else.",
+        rich_help_panel=_PANEL,
+    ),
+]
+LoraTargets = Annotated[
+    str | None,
+    typer.Option(
+        "--lora-targets",
+        metavar="NAME,...",
+        help="Layers with adapters, as in PEFT's target_modules. Default: PEFT's for the "
+        "architecture, else attention's projections.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+def read_freeze(value: str) -> dict[str, Any]:
+    """Return the fields of a `Scenario` that `--freeze` sets.
+
+    Raises:
+        UsageError: It is neither a part of a model nor the name of a JSON file.
+    """
+    if value.lower().endswith(".json"):
+        return {"trained_experts": value}
+    return {"frozen": choose(value.lower(), FrozenPart, name="frozen part")}

@@ -24,7 +24,9 @@ def list_serving(serving: Serving) -> Block:
         ("cache per token", word_size(serving.cache_bytes_per_token)),
         ("allowance for what only profiling finds", word_size(serving.overhead_bytes)),
     ]
-    if serving.least_compute_bytes is not None:
+    if serving.compute_bytes is not None:
+        rows.append(("compute buffer", word_size(serving.compute_bytes)))
+    elif serving.least_compute_bytes is not None:
         rows.append(("compute buffer, at least", word_size(serving.least_compute_bytes)))
     chosen, prefix = serving.with_overhead, ""
     if chosen is None:
@@ -35,9 +37,17 @@ def list_serving(serving: Serving) -> Block:
         ("tokens in the pool", _word_number(chosen, "num_tokens", prefix)),
         (f"sequences of {length} at once", _word_number(chosen, "num_sequences", prefix)),
     ]
-    headers = (f"served by {engine} on {serving.tensor_parallel} × {gpu}", "")
+    if serving.data_parallel > 1:
+        replicas = serving.data_parallel
+        total = UNKNOWN if chosen is None else f"{prefix}{chosen.num_sequences * replicas:,}"
+        rows.append((f"the same in all {replicas} replicas", total))
+    headers = (f"served by {engine} on {serving.num_gpus} × {gpu}", "")
     confirmed = serving.confirmed_on
-    words = f"Sizes of tensors and cache: confirmed on {confirmed}." if confirmed else ""
+    words = (
+        f"Confirmed on {confirmed}: the sizes of tensors, cache and compute buffer there."
+        if confirmed
+        else ""
+    )
     flags = [f"  {line}" for line in serving.flags.values()]
     notes = make_paragraphs([words, *serving.notes], Style.MUTED)
     return [

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from moetool.errors import UsageError
-from moetool.memory.layouts.gpu_group import ParallelWay, take_group
+from moetool.memory.machine.gpu_group import ParallelWay, take_group
 
 
 def test_a_number_a_kind_and_ways_are_read() -> None:

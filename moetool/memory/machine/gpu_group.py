@@ -56,19 +56,26 @@ class GpuGroup:
 
 
 def take_group(
-    gpu: object, parallel: str | Sequence[str] | None, *, num_nodes: int = 1
+    gpu: object,
+    parallel: str | Sequence[str] | None,
+    *,
+    num_nodes: int = 1,
+    default: ParallelWay | None = None,
 ) -> GpuGroup | None:
-    """Return the GPUs that a user names; None without a way of sharing.
+    """Return the GPUs that a user names; None for one GPU, or without a way of sharing.
 
     Args:
         gpu: The number and kind, such as `8xh200`.
         parallel: Values of `ParallelWay`: a list, or a text with commas.
         num_nodes: Machines with that many GPUs each.
+        default: The way in which several GPUs share the model if none is given.
 
     Raises:
         UsageError: A way or the GPU is unknown, the GPUs are of several kinds, or their number is missing.
     """
     num_nodes = take_count(num_nodes, name="number of nodes", smallest=1, largest=_MOST_GPUS)
+    if parallel is None and default and isinstance(gpu, str) and _SEVERAL.fullmatch(gpu):
+        parallel = [default]
     if parallel is None:
         if num_nodes > 1:
             raise UsageError(

@@ -1,0 +1,1 @@
+"""Assistants that draft tokens for `generate`."""

@@ -1,0 +1,116 @@
+"""Parts of a layer as llama.cpp's graphs compute them (src/llama-graph.cpp)."""
+
+from __future__ import annotations
+
+from moetool.memory.serving.ggml.graph import Graph
+from moetool.memory.serving.ggml.sizes import ModelSizes
+from moetool.memory.serving.ggml.tensors import (
+    Tensor,
+    apply,
+    choose_top,
+    compute,
+    copy_packed,
+    get_rows,
+    make_leaf,
+    multiply,
+    multiply_experts,
+    reshape,
+    set_rows,
+    view,
+)
+
+
+def norm(values: Tensor) -> Tensor:
+    """Return `build_norm`: a root-mean-square norm times its weight."""
+    return apply("mul", apply("rms_norm", values), make_leaf("f32", values.shape[0]))
+
+
+def project(values: Tensor, size: int, *, has_bias: bool = False) -> Tensor:
+    """Return a product with a matrix of `size` rows, and a bias if it has one."""
+    product = multiply(make_leaf("f32", values.shape[0], size), values)
+    return apply("add", product, make_leaf("f32", size)) if has_bias else product
+
+
+def rotate_positions(values: Tensor, positions: Tensor) -> Tensor:
+    """Return `ggml_rope_ext`."""
+    return apply("rope", values, positions)
+
+
+def dense_mlp(values: Tensor, width: int) -> Tensor:
+    """Return `build_ffn` with SiLU and a gate."""
+    up = project(values, width)
+    gate = project(values, width)
+    return project(compute("glu", "f32", gate.shape, gate, up), values.shape[0])
+
+
+def mix_experts(graph: Graph, model: ModelSizes, values: Tensor) -> Tensor:
+    """Return `build_moe_ffn`: the weighted sum of each token's experts."""
+    has_biases = model.architecture == "gpt-oss"
+    chosen, weights = _route(model, values, has_bias=has_biases)
+    graph.expand(weights)
+    hidden, num_tokens = values.shape[:2]
+    values = reshape(values, hidden, 1, num_tokens)
+    up = _run_experts(model, values, chosen, model.width, has_bias=has_biases)
+    gate = _run_experts(model, values, chosen, model.width, has_bias=has_biases)
+    acted = compute("glu", "f32", gate.shape, gate, up)
+    outputs = _run_experts(model, acted, chosen, hidden, has_bias=has_biases)
+    outputs = graph.expand(apply("mul", outputs, weights))
+    parts = [
+        graph.expand(view(outputs, (hidden, num_tokens), outputs.strides[2:3]))
+        for _ in range(model.num_chosen)
+    ]
+    total = parts[0]
+    for part in parts[1:]:
+        total = graph.expand(apply("add", total, part))
+    return copy_packed(total) if model.num_chosen == 1 else total
+
+
+def _route(model: ModelSizes, values: Tensor, *, has_bias: bool) -> tuple[Tensor, Tensor]:
+    """Return the experts chosen for each token, and their weights."""
+    num_tokens, count = values.shape[1], model.num_chosen
+    logits = project(values, model.num_experts, has_bias=has_bias)
+    shares = logits
+    if model.architecture != "gpt-oss":
+        shares = apply("unary" if model.has_score_bias else "soft_max", logits)
+    selection = shares
+    if model.has_score_bias:
+        selection = apply("add", shares, make_leaf("f32", model.num_experts))
+    if model.num_groups > 1:
+        selection = _mask_groups(model, selection)
+    chosen = choose_top(selection, count)
+    weights = get_rows(reshape(shares, 1, model.num_experts, num_tokens), chosen)
+    if model.architecture == "gpt-oss":
+        weights = apply("soft_max", reshape(weights, count, num_tokens))
+        weights = reshape(weights, 1, count, num_tokens)
+    if model.norms_weights:
+        weights = reshape(weights, count, num_tokens)
+        total = compute("sum_rows", "f32", (1, num_tokens), weights)
+        weights = apply("div", weights, apply("clamp", total))
+        weights = reshape(weights, 1, count, num_tokens)
+    if model.scales_weights:
+        weights = apply("scale", weights)
+    return chosen, weights
+
+
+def _mask_groups(model: ModelSizes, selection: Tensor) -> Tensor:
+    """Return the experts' scores with those of groups that were not chosen masked."""
+    num_tokens, num_groups = selection.shape[1], model.num_groups
+    size = model.num_experts // num_groups
+    groups = reshape(selection, size, num_groups, num_tokens)
+    best = get_rows(reshape(groups, 1, size, num_groups, num_tokens), choose_top(groups, 2))
+    best = reshape(best, *best.shape[1:])
+    scores = compute("sum_rows", "f32", (1, *best.shape[1:]), best)
+    chosen = choose_top(reshape(scores, *scores.shape[1:3]), model.num_chosen_groups)
+    kept = get_rows(groups, chosen)
+    masked = set_rows(apply("fill", groups), kept, chosen)
+    return reshape(masked, model.num_experts, num_tokens)
+
+
+def _run_experts(
+    model: ModelSizes, values: Tensor, chosen: Tensor, size: int, *, has_bias: bool
+) -> Tensor:
+    experts = make_leaf("f32", values.shape[0], size, model.num_experts)
+    product = multiply_experts(experts, values, chosen)
+    if not has_bias:
+        return product
+    return apply("add_id", product, make_leaf("f32", size, model.num_experts), chosen)

@@ -1,0 +1,172 @@
+"""The graphs of whole models, by src/models/*.cpp of llama.cpp."""
+
+from __future__ import annotations
+
+from moetool.memory.serving.ggml.attention import CacheInputs, attend, make_cache_inputs
+from moetool.memory.serving.ggml.graph import Graph
+from moetool.memory.serving.ggml.layers import (
+    dense_mlp,
+    mix_experts,
+    norm,
+    project,
+    rotate_positions,
+)
+from moetool.memory.serving.ggml.sizes import LatentSizes, ModelSizes, QueryNorm, RunSizes
+from moetool.memory.serving.ggml.tensors import (
+    Tensor,
+    apply,
+    concatenate,
+    get_rows,
+    make_leaf,
+    multiply,
+    permute,
+    reshape,
+    view,
+)
+
+
+def build_graph(model: ModelSizes, run: RunSizes) -> Graph:
+    """Return the graph that llama.cpp reserves memory for.
+
+    Args:
+        model: The model, of one of the architectures in `families`.
+        run: The micro-batch and its cache.
+    """
+    return _Builder(model, run).build()
+
+
+class _Builder:
+    """A graph under construction, with the inputs that its layers share."""
+
+    def __init__(self, model: ModelSizes, run: RunSizes) -> None:
+        self._model, self._run, self._graph = model, run, Graph()
+        self._positions = make_leaf("i32", run.num_tokens, is_input=True)
+        self._outputs = make_leaf("i32", run.num_outputs, is_input=True)
+        self._full = self._make_cache_inputs(run.num_cells)
+        self._windowed = self._full
+        if model.window is not None:
+            self._windowed = self._make_cache_inputs(run.num_window_cells)
+
+    def build(self) -> Graph:
+        """Return the whole graph."""
+        model, graph = self._model, self._graph
+        values = self._embed()
+        for number in range(model.num_layers):
+            is_last = number == model.num_layers - 1
+            keeps_outputs = is_last and model.architecture != "gpt-oss"
+            values = self._add_layer(values, number, keeps_outputs=keeps_outputs)
+        if model.architecture == "gpt-oss":
+            values.is_output = True
+            values = get_rows(values, self._outputs)
+        values = norm(values)
+        values.is_output = True
+        logits = project(values, model.vocab)
+        logits.is_output = True
+        graph.expand(logits)
+        return graph
+
+    def _make_cache_inputs(self, num_cells: int) -> CacheInputs:
+        model = self._model
+        return make_cache_inputs(
+            self._run,
+            num_cells=num_cells,
+            head_dim=model.head_dim,
+            num_kv_heads=model.num_kv_heads,
+            is_latent=model.latent is not None,
+        )
+
+    def _embed(self) -> Tensor:
+        """Return `build_inp_embd`, whose input for embeddings takes memory without being used."""
+        model, num_tokens = self._model, self._run.num_tokens
+        tokens = make_leaf("i32", num_tokens, is_input=True)
+        given = make_leaf("f32", model.hidden, num_tokens, is_input=True)
+        embedded = self._graph.expand(get_rows(make_leaf("f32", model.hidden, model.vocab), tokens))
+        self._graph.expand(given)
+        return embedded
+
+    def _add_layer(self, values: Tensor, number: int, *, keeps_outputs: bool) -> Tensor:
+        model = self._model
+        attended = self._attend(norm(values), number)
+        if keeps_outputs:
+            attended = get_rows(attended, self._outputs)
+            values = get_rows(values, self._outputs)
+        between = apply("add", attended, values)
+        normed = norm(between)
+        if number < model.num_dense:
+            mixed = dense_mlp(normed, model.dense_width)
+        else:
+            mixed = mix_experts(self._graph, model, normed)
+            if model.shared_width:
+                mixed = apply("add", mixed, self._run_shared(normed))
+        return apply("add", mixed, between)
+
+    def _run_shared(self, values: Tensor) -> Tensor:
+        if self._model.architecture != "qwen2moe":
+            return dense_mlp(values, self._model.shared_width)
+        gate = project(values, 1)
+        gate = apply("div", apply("unary", gate), gate)
+        return apply("mul", dense_mlp(values, self._model.shared_width), gate)
+
+    def _attend(self, values: Tensor, number: int) -> Tensor:
+        model = self._model
+        if model.latent is not None:
+            return self._attend_to_latents(values, model.latent)
+        heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads)
+        parts = []
+        for place, num_heads in enumerate(heads):
+            part = project(values, num_heads * model.head_dim, has_bias=model.has_biases)
+            query_norm = QueryNorm.NONE if place == len(heads) - 1 else model.query_norm
+            if query_norm is QueryNorm.ROWS:
+                part = norm(part)
+            part = reshape(part, model.head_dim, num_heads, self._run.num_tokens)
+            if query_norm is QueryNorm.HEADS:
+                part = norm(part)
+            parts.append(part)
+        queries, keys, read = parts
+        queries, keys = (rotate_positions(each, self._positions) for each in (queries, keys))
+        is_sliding = bool(model.sliding) and model.sliding[number]
+        has_sinks = model.architecture == "gpt-oss"
+        attended = attend(
+            self._graph,
+            self._run,
+            self._windowed if is_sliding else self._full,
+            queries,
+            keys,
+            read,
+            sinks=make_leaf("f32", model.num_heads) if has_sinks else None,
+        )
+        return project(attended, model.hidden, has_bias=has_sinks)
+
+    def _attend_to_latents(self, values: Tensor, latent: LatentSizes) -> Tensor:
+        """Return attention of deepseek2, whose keys are one latent for all heads."""
+        model, num_tokens = self._model, self._run.num_tokens
+        head_dim = latent.plain + latent.rotary
+        queries = values
+        if latent.query is not None:
+            queries = norm(project(values, latent.query))
+        queries = project(queries, head_dim * model.num_heads)
+        queries = reshape(queries, head_dim, model.num_heads, num_tokens)
+        packed = project(values, latent.keys + latent.rotary)
+        row = packed.strides[1]
+        compressed = view(packed, (latent.keys, num_tokens), (row,))
+        rotary = view(packed, (latent.rotary, 1, num_tokens), (row, row))
+        rotary = rotate_positions(rotary, self._positions)
+        compressed = norm(compressed)
+        shape = (model.num_heads, num_tokens)
+        plain = view(queries, (latent.plain, *shape), queries.strides[1:3])
+        turned = view(queries, (latent.rotary, *shape), queries.strides[1:3])
+        turned = rotate_positions(turned, self._positions)
+        matrices = make_leaf("f32", latent.plain, latent.keys, model.num_heads)
+        absorbed = permute(multiply(matrices, permute(plain, 0, 2, 1, 3)), 0, 2, 1, 3)
+        queries = concatenate(absorbed, turned)
+        compressed = reshape(compressed, latent.keys, 1, num_tokens)
+        attended = attend(
+            self._graph,
+            self._run,
+            self._full,
+            queries,
+            concatenate(compressed, rotary),
+            compressed,
+            expansion=make_leaf("f32", latent.keys, latent.values, model.num_heads),
+        )
+        return project(attended, model.hidden)

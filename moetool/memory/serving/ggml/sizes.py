@@ -1,0 +1,91 @@
+"""The sizes of a model and of a run that decide the graph that llama.cpp builds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+
+class QueryNorm(Enum):
+    """Norms of queries and keys: none, one for each head, or one for all heads together."""
+
+    NONE = auto()
+    HEADS = auto()
+    ROWS = auto()
+
+
+@dataclass(frozen=True)
+class LatentSizes:
+    """Sizes of latent attention (MLA); `query` is None without a latent of queries."""
+
+    query: int | None
+    keys: int
+    plain: int
+    rotary: int
+    values: int
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """A model's sizes, as a GGUF file's header has them.
+
+    Attributes:
+        architecture: llama.cpp's name of it.
+        num_groups: Groups of experts that are chosen first; 1 for none.
+        shared_width: The width of all shared experts together; 0 for none.
+        num_dense: Leading layers with a dense MLP, whose width is `dense_width`.
+        window: Tokens of a sliding window; None without one.
+        sliding: For each layer, whether it is a sliding-window layer.
+        norms_weights: Whether the chosen experts' weights are divided by their sum.
+        scales_weights: Whether they are multiplied by a factor other than 1.
+        query_norm: The norms of queries and keys.
+        has_biases: Whether the projections to queries, keys and values have biases.
+        has_score_bias: Whether scores are sigmoids, with a bias that only chooses experts.
+    """
+
+    architecture: str
+    vocab: int
+    hidden: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_experts: int
+    num_chosen: int
+    width: int
+    num_groups: int = 1
+    num_chosen_groups: int = 1
+    shared_width: int = 0
+    num_dense: int = 0
+    dense_width: int = 0
+    window: int | None = None
+    sliding: tuple[bool, ...] = ()
+    latent: LatentSizes | None = None
+    norms_weights: bool = False
+    scales_weights: bool = False
+    query_norm: QueryNorm = QueryNorm.NONE
+    has_biases: bool = False
+    has_score_bias: bool = False
+
+
+@dataclass(frozen=True)
+class RunSizes:
+    """The largest graph that llama.cpp reserves memory for.
+
+    Attributes:
+        num_tokens: Tokens of a micro-batch, a multiple of `num_streams`.
+        num_outputs: Tokens whose logits are computed.
+        num_streams: Sequences, each with separate cells.
+        num_cells: Cells of each sequence in layers that keep all tokens.
+        num_window_cells: Cells of each sequence in sliding-window layers.
+        has_flash_attention: Whether attention is one operation.
+        has_quantized_cache: Whether keys and values are quantized, which rotates them before.
+    """
+
+    num_tokens: int
+    num_outputs: int
+    num_streams: int
+    num_cells: int
+    num_window_cells: int
+    has_flash_attention: bool = True
+    has_quantized_cache: bool = False

@@ -1,0 +1,1 @@
+"""Generation with an assistant, as transformers runs it."""

@@ -1,0 +1,1 @@
+"""Tests of the model of ggml's graphs and its allocator."""
