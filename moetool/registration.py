@@ -58,6 +58,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        del path, target
         if fullname != _REGISTRY:
             return None
         sys.meta_path.remove(self)

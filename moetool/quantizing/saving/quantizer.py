@@ -108,12 +108,14 @@ class _HandOver(ConversionOps):  # type: ignore[misc]
     def convert(
         self,
         input_dict: dict[str, Any],
-        *,
-        model: PreTrainedModel,
-        missing_keys: set[str],
-        **_: Any,
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Hand over parameters, and return none for the model."""
+        del source_patterns, target_patterns
+        model: PreTrainedModel = kwargs["model"]
+        missing_keys: set[str] = kwargs["missing_keys"]
         try:
             for path in list(input_dict):
                 value = input_dict.pop(path)
@@ -137,7 +139,7 @@ class _HandOver(ConversionOps):  # type: ignore[misc]
             return
         parts = {path: value}
         if self._needs(model, path):
-            parts = self._quantize.convert({path: value}, model=model)
+            parts = self._quantize.convert({path: value}, [], [], model=model)
         del value
         for name, part in parts.items():
             missing_keys.discard(name)

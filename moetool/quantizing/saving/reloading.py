@@ -49,12 +49,13 @@ class LoadLinear(ConversionOps):  # type: ignore[misc]
     def convert(
         self,
         input_dict: dict[str, Any],
-        *,
-        model: PreTrainedModel,
-        full_layer_name: str,
+        source_patterns: list[str],
+        target_patterns: list[str],
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Return the weight under its path."""
+        model: PreTrainedModel = kwargs["model"]
+        full_layer_name: str = kwargs["full_layer_name"]
         tensors = {
             self._names[source]: value[0] if isinstance(value, list) else value
             for source, value in input_dict.items()
@@ -63,7 +64,7 @@ class LoadLinear(ConversionOps):  # type: ignore[misc]
             if len(tensors) == 1:
                 raise ValueError(f"{full_layer_name} has no scales")
             loaded = self._operation.convert(
-                tensors, model=model, full_layer_name=full_layer_name, **kwargs
+                tensors, source_patterns=source_patterns, target_patterns=target_patterns, **kwargs
             )
             return {full_layer_name: loaded[_WEIGHT]}
         weight = tensors.pop(_WEIGHT)
