@@ -48,7 +48,7 @@ def write_checkpoint(folder: Path, num_layers: int) -> None:
             "lm_head.weight": (1024, HIDDEN),
         }
     )
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shapes):
         file = f"model-{number + 1:05}-of-{len(shapes):05}.safetensors"
         tensors = {name: torch.randn(shape).bfloat16() for name, shape in names.items()}

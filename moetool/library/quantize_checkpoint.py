@@ -175,9 +175,9 @@ def _check_room(
             f"'{target.parent}' has {format_bytes(left)} free.",
             hint="Name a folder on a disk with more space.",
         )
-    # What it is fused of, the fused parameter, and the same with its order changed or its codes.
+    # The fused parameter, and what it is fused of.
     largest = max(p.numel() for p in skeleton.parameters()) * dtype.itemsize
-    needed, available = 3 * largest, find_available_bytes()
+    needed, available = 2 * largest, find_available_bytes()
     if available is not None and needed > available:
         raise OutOfMemoryError(
             f"{checkpoint.name} takes up to {format_bytes(needed)} of memory while it is quantized, "

@@ -158,4 +158,5 @@ def _split_rows(weight: torch.Tensor) -> Sequence[torch.Tensor]:
         return [weight]
     in_features = weight.shape[1]
     step = BLOCK_SIZE // math.gcd(in_features, BLOCK_SIZE)
-    return weight.split(max(1, _CPU_WEIGHTS // in_features // step) * step)
+    num_rows = max(1, _CPU_WEIGHTS // in_features // step) * step
+    return [weight[first : first + num_rows] for first in range(0, len(weight), num_rows)]

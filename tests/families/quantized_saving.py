@@ -69,7 +69,8 @@ def compare_tensors(first: Mapping[str, torch.Tensor], second: Mapping[str, torc
 
 def _record(model: PreTrainedModel) -> tuple[torch.Tensor, list[RecordedLayer]]:
     """Return a model's logits, and the decisions of each layer."""
-    for module in model.modules():
+    modules: Any = model.modules()
+    for module in modules:
         # On some CPUs this kernel refuses widths that tiny models have.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -26,7 +26,7 @@ from moetool.quantizing.saving.stored_weights import list_stored
 from tests.families.quantized_saving import compare_tensors
 from tests.tiny_models import build_model
 
-FORMATS: list[tuple[str, dict[str, bool]]] = [
+FORMATS: list[tuple[str, dict[str, Any]]] = [
     ("nf4", {}),
     ("fp4", {"double_quant": True}),
     ("int8", {"quantize_experts": False}),
@@ -44,7 +44,7 @@ def olmoe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("quantization", "options"), FORMATS)
 def test_a_saved_model_is_the_one_quantized_while_loading(
-    quantization: str, options: dict[str, bool], olmoe: Path, tmp_path: Path
+    quantization: str, options: dict[str, Any], olmoe: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "saved"
     written = quantize_checkpoint(olmoe, target, quantization, **options)

@@ -82,7 +82,8 @@ class SavingQuantizer(ExpertsQuantizer):
 
     def get_quantize_ops(self) -> ConversionOps:
         """Return the operation that quantizes what shall be, and hands over everything."""
-        handover = self.quantization_config.handover
+        config: Any = self.quantization_config
+        handover: Handover = config.handover
         return _HandOver(handover, super().get_quantize_ops(), super().param_needs_quantization)
 
 
@@ -97,7 +98,7 @@ def make_saving_config(choice: QuantizationChoice, handover: Handover) -> Saving
     return config
 
 
-class _HandOver(ConversionOps):  # type: ignore[misc]
+class _HandOver(ConversionOps):
     def __init__(
         self, handover: Handover, quantize: ConversionOps, needs: Callable[..., bool]
     ) -> None:
@@ -137,7 +138,7 @@ class _HandOver(ConversionOps):  # type: ignore[misc]
             seen, wanted = (" x ".join(map(str, each)) for each in (shape, empty.shape))
             self._handover.unfit[path] = f"{seen} instead of {wanted}"
             return
-        parts = {path: value}
+        parts: dict[str, Any] = {path: value}
         if self._needs(model, path):
             parts = self._quantize.convert({path: value}, [], [], model=model)
         del value
@@ -149,7 +150,7 @@ class _HandOver(ConversionOps):  # type: ignore[misc]
         del parts
         release_freed()
         # transformers fills in parameters that no file holds.
-        empty._is_hf_initialized = True  # type: ignore[union-attr]
+        empty._is_hf_initialized = True
 
 
 def _iter_serialized(path: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -31,13 +31,12 @@ def make_conversions(quantizer: Any, operation: Any, names: list[str]) -> list[W
         names: Names that the tensors of a weight may have within its module.
     """
     sources = [rf"\.{re.escape(name)}$" for name in names]
-    operations = [
-        LoadLinear(quantizer, operation(quantizer), dict(zip(sources, names, strict=True)))
-    ]
+    joining = LoadLinear(quantizer, operation(quantizer), dict(zip(sources, names, strict=True)))
+    operations: list[ConversionOps] = [joining]
     return [WeightConverter(sources, f".{_WEIGHT}", operations)]
 
 
-class LoadLinear(ConversionOps):  # type: ignore[misc]
+class LoadLinear(ConversionOps):
     """Joins the tensors of a linear layer's weight, and converts weights that aren't quantized."""
 
     def __init__(self, quantizer: Any, operation: Any, names: dict[str, str]) -> None:
@@ -79,7 +78,7 @@ def _find_dtype(model: PreTrainedModel, path: str) -> torch.dtype:
     if plan:
         patterns, pattern_of, _ = build_glob_alternation(list(plan))
         found = patterns.search(path)
-        if found is not None:
+        if found is not None and found.lastgroup is not None:
             return plan[pattern_of[found.lastgroup]]
     dtype: torch.dtype = model.get_parameter_or_buffer(path).dtype
     return dtype

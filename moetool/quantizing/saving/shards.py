@@ -97,7 +97,7 @@ class ShardWriter:
             "data_offsets": [start, start + num_bytes],
         }
         flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-        self._file.write(memoryview(flat.numpy()))
+        self._file.write(flat.numpy().data)
         self._num_data_bytes += num_bytes
         self._entry_bytes += entry_bytes
         self.names.add(name)

@@ -58,7 +58,7 @@ class StoredWeight:
 
     def _read(self) -> torch.Tensor:
         content = allocate(self.header.num_bytes)
-        view = memoryview(content.numpy())
+        view = content.numpy().data
         with self._path.open("rb", buffering=0) as file:
             file.seek(self._start)
             num_read = 0
