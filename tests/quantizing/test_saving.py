@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,13 @@ def test_a_saved_model_is_the_one_quantized_while_loading(
         assert packed.parameters is not None
         assert packed.parameters.total == plain.parameters.total
         assert packed.parameters.active == plain.parameters.active
+    seen = inspect_model(str(target))
+    assert seen.bits_per_weight == 8 * stored / sum(p.numel() for p in _build(olmoe))
+    assert inspect_model(str(olmoe)).bits_per_weight is None
+
+
+def _build(folder: Path) -> Iterator[torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder).parameters()
 
 
 def _headers(folder: Path) -> Any:

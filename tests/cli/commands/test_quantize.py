@@ -22,7 +22,7 @@ def test_the_command_writes_a_folder_that_it_does_not_replace_unasked(tmp_path: 
     forced = run_main("quantize", "demo", "-o", target, "--force", "-q")
     assert (forced.returncode, forced.stdout, forced.stderr) == (0, "", "")
     seen = run_main("inspect", target)
-    assert "quantized   moetool, nf4\n" in seen.stdout
+    assert "quantized   moetool, nf4; 7.05 bits per weight, scales included\n" in seen.stdout
 
 
 @pytest.mark.parametrize(
