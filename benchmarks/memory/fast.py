@@ -3,21 +3,30 @@
     python -m benchmarks.memory.fast [MODEL ...]
     python -m benchmarks.memory.fast --sweep MODEL
 
-Each model is asked the simple question: one GPU, the defaults. The sweep has 20 scenarios, and its two
-ways take turns in one run, so that their ratio means something on a machine that does other work.
+Each model is asked the simple questions, on all known GPUs and on one, and about eight GPUs under its
+tensor-parallel plan. Seconds are those of the processor, and are shown as multiples of the imports'
+too: other work on the machine slows both down. The sweep has 20 scenarios, and its two ways take turns
+in one run, so that their ratio means something there.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-_MODELS = ("olmoe-1b-7b", "mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3")
+from moetool.errors import UsageError
+
+_MODELS = ("olmoe-1b-7b", "mixtral-8x7b", "qwen3-30b-a3b", "gpt-oss-20b")
+_QUESTIONS: dict[str, dict[str, Any]] = {
+    "all GPUs": {},
+    "one GPU": {"gpu": "h200"},
+    "eight GPUs": {"gpu": "8xh200", "parallel": "tensor"},
+}
 _NUM_ROUNDS = 3
 _SIZES = (
     "--batch-size",
@@ -40,18 +49,29 @@ def main() -> None:
 
 
 def time_questions(models: list[str]) -> None:
-    """Print the seconds of the imports and of each model's question, the median of three rounds."""
-    start = time.perf_counter()
+    """Print the processor's seconds of the imports, and of each question the least of three rounds."""
+    start = time.process_time()
     import torch
 
     from moetool.memory.estimate import estimate_memory
 
     torch.set_num_threads(1)
-    print(f"imports: {time.perf_counter() - start:.2f} s")
+    imports = time.process_time() - start
+    print(f"imports: {imports:.2f} s")
     for model in models:
-        ask = partial(estimate_memory, model, gpu="h200")
-        seconds = [_time(ask) for _ in range(_NUM_ROUNDS)]
-        print(f"{model}: {statistics.median(seconds):.2f} s, first {seconds[0]:.2f} s", flush=True)
+        for name, options in _QUESTIONS.items():
+            ask = partial(estimate_memory, model, **options)
+            try:
+                first, *others = (_time(ask) for _ in range(_NUM_ROUNDS))
+            except UsageError as error:
+                print(f"{model}, {name}: {error.message}", flush=True)
+                continue
+            least = min(first, *others)
+            print(
+                f"{model}, {name}: {least:.2f} s, {least / imports:.2f} of the imports, "
+                f"first {first:.2f} s",
+                flush=True,
+            )
 
 
 def compare_sweeps(model: str) -> None:
@@ -88,9 +108,9 @@ def compare_sweeps(model: str) -> None:
 
 
 def _time(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 if __name__ == "__main__":

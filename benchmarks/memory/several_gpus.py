@@ -45,7 +45,7 @@ class Case:
 
     Attributes:
         name: Of the geometry.
-        path: The checkpoint.
+        path: Of the checkpoint.
         way: As `--parallel` has it.
         num_gpus: GPUs of the machine.
         file: Gets the figures.
@@ -61,10 +61,7 @@ class Case:
 def main() -> None:
     """Measure, or compare with what was measured."""
     action, file = sys.argv[1], Path(sys.argv[2])
-    if action == "compare":
-        compare(file)
-    else:
-        measure_all(file)
+    {"measure": measure_all, "compare": compare}[action](file)
 
 
 def measure_all(file: Path) -> None:
@@ -262,7 +259,7 @@ def synchronize(devices: Any) -> None:
 
 
 def compare(file: Path) -> None:
-    """Print how far the estimate of each rank is from what was measured, in a row for each run."""
+    """Print how far each estimate is from what was measured."""
     lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
     print("| geometry | GPUs | way | run | measured, GiB | estimate minus measured |")
     print("|---|---:|---|---|---:|---|")

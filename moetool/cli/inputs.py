@@ -45,10 +45,10 @@ def list_model_files(references: Iterable[ModelReference]) -> list[Path]:
 
 def list_trace_files(trace: Path | None) -> list[Path]:
     """Return the files of a trace: its own and its metadata, or a folder's parts."""
-    from moetool.trace.companions import sidecar_path
-
     if trace is None:
         return []
+    from moetool.trace.companions import sidecar_path
+
     if os.path.isdir(trace):
         return sorted(trace.glob("*.parquet"))
     return [trace, sidecar_path(trace)] if trace.name else []

@@ -20,7 +20,7 @@ from moetool.memory.sharing.ranks import list_ranks
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.speed.bounds import bound_speed
-from moetool.memory.speed.experts_touched import UNIFORM, find_choices, read_routing
+from moetool.memory.speed.experts_touched import UNIFORM, find_choices
 from moetool.memory.speed.seen import add_seen_speed
 from moetool.quantized.kinds import Quantization
 
@@ -59,6 +59,9 @@ def add_answers(
     # Read before anything is looked for, because it refuses traces of other models.
     routing = None
     if trace is not None and choices is not None and model.held is not None:
+        # Most estimates read no trace.
+        from moetool.memory.speed.recorded_routing import read_routing
+
         routing = read_routing(trace, choices)
     if scenario.assistant is not None:
         return replace(estimate, notes=(_WITH_ASSISTANT,))

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from moetool.analysis.caching.budgets import Budget
-from moetool.analysis.caching.measure import COLUMNS, simulate_caches
-from moetool.analysis.caching.result import PolicyResult
-from moetool.analysis.caching.simulation.policies import Policy
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.memory.answers.on_gpus import ExpertCache
 from moetool.memory.offload.expert_bytes import LayerExperts, list_layer_experts
-from moetool.trace.decisions import PHASES
-from moetool.trace.reading.reader import open_trace
-from moetool.trace.windows.reader import DecisionReader
+
+if TYPE_CHECKING:
+    from moetool.analysis.caching.result import PolicyResult
 
 
 def plan_expert_cache(
@@ -89,6 +86,14 @@ def _simulate(
     trace: Path, num_kept: int, sizes: Mapping[tuple[str, int], int]
 ) -> Sequence[PolicyResult | None]:
     """Return the worth of a fixed set and of LRU in decoding."""
+    # Most estimates read no trace.
+    from moetool.analysis.caching.budgets import Budget
+    from moetool.analysis.caching.measure import COLUMNS, simulate_caches
+    from moetool.analysis.caching.simulation.policies import Policy
+    from moetool.trace.decisions import PHASES
+    from moetool.trace.reading.reader import open_trace
+    from moetool.trace.windows.reader import DecisionReader
+
     result = simulate_caches(
         DecisionReader(open_trace(trace), columns=COLUMNS),
         budgets=[Budget(str(num_kept), num_experts=num_kept)],

@@ -61,7 +61,7 @@ class HostCopies(DispatchMode):
         if packet is aten._to_copy and _is_to_host(args[0], kwargs):
             return self._put_on_host(args[0].shape, args[0].dtype)
         if not args or not isinstance(args[0], torch.Tensor) or args[0] not in self._on_host:
-            return func(*args, **kwargs)
+            return self.pass_on(func, args, kwargs)
         if packet is aten._to_copy:
             with torch._C._DisableTorchDispatch():
                 return torch.empty(args[0].shape, dtype=args[0].dtype, device="meta")
@@ -69,7 +69,7 @@ class HostCopies(DispatchMode):
             shape = list(args[0].shape)
             shape[args[1]] = args[2].numel()
             return self._put_on_host(torch.Size(shape), args[0].dtype)
-        return func(*args, **kwargs)
+        return self.pass_on(func, args, kwargs)
 
     def _put_on_host(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         with torch._C._DisableTorchDispatch():

@@ -182,7 +182,7 @@ class _Products(DispatchMode):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        result = func(*args, **kwargs)
+        result = self.pass_on(func, args, kwargs)
         if operation in _FORMULAS:
             self._see(operation, _FORMULAS[operation](*args, **kwargs))
         elif is_formula_known:

@@ -218,13 +218,13 @@ class AllocationRecorder:
             for kind in takings.get(number, ()):
                 _, taker, own_block = done.workspaces[kind]
                 taken = None if own_block is None else own_block + first
-                self._take_workspace(kind, self._origin_in(layer, taker), block=taken)
+                self._take_workspace(kind, self._origins.number_in(layer, taker), block=taken)
             is_own = block >= 0
             block = block + first if is_own else found[block]
             if num_bytes >= 0:
                 self._bytes_of[block] = num_bytes
                 if origin not in origin_in_layer:
-                    origin_in_layer[origin] = self._origin_in(layer, origin)
+                    origin_in_layer[origin] = self._origins.number_in(layer, origin)
                 origin = origin_in_layer[origin]
             elif not is_own:
                 # It lives on if something else holds it here.
@@ -325,10 +325,6 @@ class AllocationRecorder:
         is_on_side = self._stream is not None and self._stream.is_current
         return self._origins.number(self._layer, path, operation.__name__, is_on_side=is_on_side)
 
-    def _origin_in(self, layer: str, origin: int) -> int:
-        of = self._origins.found[origin]
-        return self._origins.number(layer, of.module, of.operation, is_on_side=of.is_on_side)
-
     def _enter_module(self, module: nn.Module, *_: object) -> None:
         self._entered.append(self._paths.get(id(module), self._entered[-1]))
 
@@ -349,6 +345,6 @@ class _Births(DispatchMode):
             # Not `decompose`: it may use torch's decomposition for tracing, which makes extra copies.
             with self:
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
-        result = func(*args, **kwargs)
+        result = self.pass_on(func, args, kwargs)
         self._recorder.see_births(func.overloadpacket, args, kwargs, result)
         return result

@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moetool.simulation.memory.event_table import EventTable, Numbers
 from moetool.simulation.memory.timeline import Call, Timeline
@@ -27,7 +28,7 @@ class StepForm:
 
     steps_ago: Numbers
     numbers: Numbers
-    are_births: Numbers
+    are_births: NDArray[np.bool_]
     cache_numbers: frozenset[int]
     num_events_of_call: int
 

@@ -48,6 +48,7 @@ class Origins:
     def __init__(self) -> None:
         self.found: list[Origin] = []
         self._numbers: dict[Origin, int] = {}
+        self._moved: dict[tuple[int, str], int] = {}
 
     def number(self, layer: str, module: str, operation: str, *, is_on_side: bool = False) -> int:
         """Return the number of a place."""
@@ -55,6 +56,15 @@ class Origins:
         number = self._numbers.setdefault(key, len(self.found))
         if number == len(self.found):
             self.found.append(key)
+        return number
+
+    def number_in(self, layer: str, place: int) -> int:
+        """Return the number of the same place in another layer."""
+        number = self._moved.get((place, layer))
+        if number is None:
+            of = self.found[place]
+            number = self.number(layer, of.module, of.operation, is_on_side=of.is_on_side)
+            self._moved[place, layer] = number
         return number
 
 

@@ -6,17 +6,30 @@ from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode,
+    _pop_mode,
+    _push_mode,
+)
 
 
 class DispatchMode(TorchDispatchMode):
-    """Sees every operation while it is entered. Subclasses define `run`."""
+    """Sees every operation while it is entered. Subclasses define `run`.
+
+    A mode that is entered inside another one passes operations on to it itself, because the way
+    through torch's dispatcher takes longer than what modes do.
+    """
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        # The mode that was entered before this one.
+        self._next: DispatchMode | None = None
+        # For each time it was entered, the mode that is put back when it is left.
+        self._replaced: list[DispatchMode | None] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -25,11 +38,21 @@ class DispatchMode(TorchDispatchMode):
         return False
 
     def __enter__(self) -> Self:
+        current: Any = _get_current_dispatch_mode()
+        replaced = current if isinstance(current, DispatchMode) else None
+        self._replaced.append(replaced)
+        if replaced is not None:
+            self._next = replaced
+            _pop_mode()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *reason: object) -> None:
         super().__exit__(*reason)  # type: ignore[no-untyped-call]
+        replaced = self._replaced.pop()
+        if replaced is not None:
+            self._next = None
+            _push_mode(replaced)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -48,6 +71,12 @@ class DispatchMode(TorchDispatchMode):
             kwargs: Its keyword arguments.
         """
         raise NotImplementedError
+
+    def pass_on(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return an operation's result from the mode that was entered before, or from torch."""
+        if self._next is not None:
+            return self._next.run(func, args, kwargs)
+        return func(*args, **kwargs)
 
 
 def _is_sharded(kind: type) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from moetool.simulation.meta.deferred_values import (
 )
 from moetool.simulation.meta.dispatch import DispatchMode, find_tensors, flatten, map_only
 from moetool.simulation.meta.generation import CantSimulate
-from moetool.simulation.meta.literals import Literals
+from moetool.simulation.meta.literals import knowing_literals
 
 aten = torch.ops.aten
 
@@ -79,7 +79,7 @@ class KnownValues(DispatchMode):
         self._is_routing_balanced = is_routing_balanced
         self._twins: Any = WeakTensorKeyDictionary()
         self._is_in_model = False
-        self._literals = Literals(self.know, self.find_value)
+        self._literals = ExitStack()
 
     @contextmanager
     def inside_model(self) -> Iterator[None]:
@@ -92,11 +92,11 @@ class KnownValues(DispatchMode):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self._literals.__enter__()  # type: ignore[no-untyped-call]
+        self._literals.enter_context(knowing_literals(self.know, self.find_value))
         return self
 
     def __exit__(self, *reason: object) -> None:
-        self._literals.__exit__(*reason)  # type: ignore[no-untyped-call]
+        self._literals.close()
         super().__exit__(*reason)
 
     def know(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
@@ -135,12 +135,12 @@ class KnownValues(DispatchMode):
         if are_known and (is_read or _is_copy_to_host(packet, given, kwargs)):
             values = map_only(torch.Tensor, self._find_on_host, args)
             if None not in [values[index] for index, arg in enumerate(args) if arg is not None]:
-                result = func(*values, **kwargs)
+                result = self.pass_on(func, values, kwargs)
                 return self._make_known(result) if packet is aten.nonzero else result
             are_known = False
         if packet in _TAKES_MASKS:
             args = (args[0], self._find_where(args[1]), *args[2:])
-        result = func(*args, **kwargs)
+        result = self.pass_on(func, args, kwargs)
         if not are_known:
             self._forget_written(func, args, kwargs)
             self._choose(packet, args, result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,17 +36,25 @@ class Layouts:
     def __init__(self) -> None:
         self._found: dict[Hashable, tuple[_Layout, ...]] = {}
 
-    def run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def run(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        pass_on: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any],
+    ) -> Any:
         """Return an operation's result.
 
         Args:
             func: The operation: an overload of torch's dispatcher.
             args: Its positional arguments.
             kwargs: Its keyword arguments.
+            pass_on: Runs the operation.
         """
         key = _describe_call(func, args, kwargs)
         if key is None:
-            return func(*args, **kwargs)
+            return pass_on(func, args, kwargs)
         # Asked once: other threads may clear what was found.
         found = self._found.get(key)
         if found is not None:
@@ -55,7 +63,7 @@ class Layouts:
                 for shape, strides, dtype in found
             )
             return made[0] if len(made) == 1 else made
-        result = func(*args, **kwargs)
+        result = pass_on(func, args, kwargs)
         layouts = _find_layouts(result, given=find_tensors((*args, *kwargs.values())))
         if layouts is not None:
             if len(self._found) >= _MOST_KEPT:

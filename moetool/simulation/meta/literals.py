@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+
+from moetool.simulation.meta.replaced import replaced
 
 
-class Literals(TorchFunctionMode):
-    """Sees calls that never reach the dispatcher, or reach it without their values.
+@contextmanager
+def knowing_literals(
+    know: Callable[[torch.Tensor, torch.Tensor], None],
+    find_value: Callable[[torch.Tensor], torch.Tensor | None],
+) -> Iterator[None]:
+    """Watch calls that never reach torch's dispatcher, or reach it without their values.
 
-    Those are `torch.tensor` of plain numbers, and a tensor of one number formatted as text.
+    Those are `torch.tensor` of plain numbers, and a tensor of one number formatted as text. A mode
+    for torch's functions would see them too, but also every look at a shape.
 
     Args:
         know: Sets the values of a meta tensor.
         find_value: Returns the values of a tensor; None if they are unknown.
     """
+    make: Any = torch.tensor
+    show: Any = torch.Tensor.__format__
 
-    def __init__(
-        self,
-        know: Callable[[torch.Tensor, torch.Tensor], None],
-        find_value: Callable[[torch.Tensor], torch.Tensor | None],
-    ) -> None:
-        super().__init__()
-        self._know = know
-        self._find_value = find_value
-
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        del types
-        kwargs = kwargs or {}
-        if func is torch.Tensor.__format__:
-            value = self._find_value(args[0])
-            shown = args[0] if value is None else value
-            return func(shown, *args[1:])  # type: ignore[no-untyped-call]
-        result = func(*args, **kwargs)
-        if func is torch.tensor and result.device.type == "meta":
-            self._know(result, func(*args, **{**kwargs, "device": "cpu"}))
+    @functools.wraps(make)
+    def make_known(*args: Any, **kwargs: Any) -> torch.Tensor:
+        result: torch.Tensor = make(*args, **kwargs)
+        if result.device.type == "meta":
+            know(result, make(*args, **{**kwargs, "device": "cpu"}))
         return result
+
+    @functools.wraps(show)
+    def show_known(tensor: torch.Tensor, *args: Any) -> Any:
+        value = find_value(tensor)
+        return show(tensor if value is None else value, *args)
+
+    with (
+        replaced(torch, {"tensor": make_known}),
+        replaced(torch.Tensor, {"__format__": show_known}),
+    ):
+        yield

@@ -29,7 +29,7 @@ class MetaKernels(DispatchMode):
         """Return an operation's result, or a tensor of the same shape."""
         run = _KERNELS.get(func.overloadpacket)
         if run is None or args[0].device.type != "meta":
-            return _LAYOUTS.run(func, args, kwargs)
+            return _LAYOUTS.run(func, args, kwargs, pass_on=self.pass_on)
         return run(*args, **kwargs)
 
 

@@ -23,8 +23,8 @@ from moetool.memory.speed.experts_touched import (
     Routing,
     assume_uniform_routing,
     find_choices,
-    read_routing,
 )
+from moetool.memory.speed.recorded_routing import read_routing
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.rows import assignment_rows
 from tests.families.tiny.configs import NUM_EXPERTS as NUM_TINY_EXPERTS

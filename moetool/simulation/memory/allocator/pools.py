@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,7 +141,17 @@ def make_pools() -> tuple[Pool, ...]:
     )
 
 
-def choose_pool(needed_bytes: Bytes, *, is_on_side: bool | NDArray[np.bool_]) -> Bytes:
+@overload
+def choose_pool(needed_bytes: int, *, is_on_side: bool) -> int: ...
+
+
+@overload
+def choose_pool(
+    needed_bytes: NDArray[np.int64], *, is_on_side: NDArray[np.bool_]
+) -> NDArray[np.int64]: ...
+
+
+def choose_pool(needed_bytes: Any, *, is_on_side: Any) -> Any:
     """Return the index of the pool that serves a request for whole blocks of 512 bytes, or several."""
     return 2 * is_on_side + (needed_bytes > LARGEST_SMALL_BYTES)
 

@@ -65,8 +65,8 @@ class SteadyPool:
 
     Args:
         allocator: The allocator that takes the pool's segments.
-        pool: The pool.
-        used: Its blocks in use.
+        pool: One of its pools.
+        used: The blocks of that pool that are in use.
     """
 
     def __init__(self, allocator: CachingAllocator, pool: Pool, used: Iterable[Block]) -> None:
