@@ -110,7 +110,8 @@ class Inspection(Tabular):
         differences = self.files.differences
         if differences is None or any(any(d.components.values()) for d in differences):
             return None
-        return 8 * sum(self.files.dtype_bytes.values()) / self.parameters.total
+        total = self.parameters.total
+        return 8 * sum(self.files.dtype_bytes.values()) / total if total else None
 
     @property
     def routed_layers(self) -> tuple[LayerAnatomy, ...] | None:
