@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from moetool.inspection.inspect import inspect_model as inspect_model
     from moetool.interchange.imports.detect import detect_format as detect_format
     from moetool.interchange.imports.run import import_trace as import_trace
+    from moetool.library.load_quantized import load_quantized as load_quantized
     from moetool.library.merge import merge_traces as merge_traces
     from moetool.library.questions.balance import measure_balance as measure_balance
     from moetool.library.questions.cache import simulate_caches as simulate_caches
@@ -92,6 +93,7 @@ _HOME_OF = {
     "inspect_model": "moetool.inspection.inspect",
     "list_expert_tokens": "moetool.library.questions.tokens",
     "list_token_experts": "moetool.library.questions.tokens",
+    "load_quantized": "moetool.library.load_quantized",
     "measure_balance": "moetool.library.questions.balance",
     "measure_coactivation": "moetool.library.questions.coactivation",
     "measure_confidence": "moetool.library.questions.confidence",
@@ -145,6 +147,7 @@ __all__ = [
     "inspect_model",
     "list_expert_tokens",
     "list_token_experts",
+    "load_quantized",
     "measure_balance",
     "measure_coactivation",
     "measure_confidence",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from moetool.checkpoint.reference import ModelReference, resolve_model
+from moetool.checkpoint.reference import ModelReference
 from moetool.choices import take_count, take_flag, take_path
 from moetool.errors import UsageError
+from moetool.library.given_models import find_reference, refuse_loading, take_pair
 from moetool.library.trace import Trace
+from moetool.quantizing.choice import choose_quantization
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writing.fileless import KeptTrace
 from moetool.trace.writing.identity import RunIdentity
@@ -54,6 +55,9 @@ def trace_model(
     dtype: str | None = None,
     device: str | None = None,
     device_map: str | None = None,
+    quantization: str | None = None,
+    double_quant: bool = False,
+    quantize_experts: bool = True,
     parallel: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -98,6 +102,9 @@ def trace_model(
         dtype: Convert the weights to it; None keeps the checkpoint's own.
         device: Device to run on; None takes a GPU if there is one.
         device_map: Spreads the model over several devices instead: `auto`, or a JSON file.
+        quantization: Quantize weights while they load: `nf4`, `fp4` or `int8`.
+        double_quant: Quantize the scales of 4-bit weights too.
+        quantize_experts: Quantize routed experts too, or linear layers only.
         parallel: Shares the model among the processes that torchrun started, each of which calls
             this function: `tensor` or `expert`. Takes an output. The first returns the trace, the others one without rows.
         revision: Branch, tag or commit, for Hub ids.
@@ -132,12 +139,13 @@ def trace_model(
         largest=_MOST_PROMPTS,
         is_optional=True,
     )
-    loaded = _take_pair(model)
+    loaded = take_pair(model)
     if loaded is not None:
-        _refuse_loading(
+        refuse_loading(
             dtype=dtype,
             device=device,
             device_map=device_map,
+            quantization=quantization,
             parallel=parallel,
             revision=revision,
             trust_remote_code=trust_remote_code,
@@ -148,6 +156,9 @@ def trace_model(
         dtype=None if dtype == "auto" else dtype,
         device=device,
         device_map=device_map,
+        quantization=choose_quantization(
+            quantization, double_quantization=double_quant, quantize_experts=quantize_experts
+        ),
         parallel=cast("ParallelPlan | None", parallel),
         batch_size=batch_size,
         max_batch_tokens=max_batch_tokens,
@@ -206,7 +217,7 @@ def trace_model(
         )
     else:
         run = tracing.trace_model(
-            _resolve(model),
+            find_reference(model),
             read,
             options,
             place=place,
@@ -299,48 +310,3 @@ class _Listener:
         """Say how many tokens went through the model."""
         self._num_done += num_tokens
         self._say(f"{self._num_done:,} of {self._num_tokens:,} tokens")
-
-
-def _resolve(model: object) -> ModelReference:
-    if isinstance(model, ModelReference):
-        return model
-    if isinstance(model, str | PathLike):
-        take_path(model, name="model")
-        # A Path has no double slash, as an address has, and no `./` before a folder's name.
-        return resolve_model(os.fspath(model))
-    raise UsageError(
-        f"A model to trace can't be of type {type(model).__name__}.",
-        hint="Give its name or folder, or a pair of the loaded model and its tokenizer.",
-    )
-
-
-def _take_pair(model: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase] | None:
-    """Return a model in memory and its tokenizer; None for anything else."""
-    if not isinstance(model, tuple | list) and not hasattr(model, "named_modules"):
-        return None
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    kinds = (PreTrainedModel, PreTrainedTokenizerBase)
-    pair: Any = model
-    if not isinstance(model, tuple | list) or not (
-        len(pair) == len(kinds) and all(map(isinstance, pair, kinds))
-    ):
-        raise UsageError(
-            "A model in memory is traced with its tokenizer.",
-            hint="Give a pair of the two: trace_model((model, tokenizer), prompts).",
-        )
-    if pair[0].training:
-        raise UsageError(
-            f"{type(pair[0]).__name__} is in training mode, in which it may route at random.",
-            hint="Call model.eval() first.",
-        )
-    return pair[0], pair[1]
-
-
-def _refuse_loading(**options: object) -> None:
-    given = [name for name, value in options.items() if value not in (None, False)]
-    if given:
-        raise UsageError(
-            f"{given[0]} is an option for loading a model, and this one is in memory.",
-            hint="Leave it out, or name the checkpoint.",
-        )

@@ -94,6 +94,20 @@ def render_timings(timings: RunTimings) -> str:
     return f"time: {stages}{passes}\n"
 
 
+def _describe_quantization(metadata: TraceMetadata) -> Iterator[Words]:
+    experts, linears = metadata.quantized_expert_bytes, metadata.quantized_linear_bytes
+    plain = metadata.unquantized_bytes
+    if experts is None or linears is None or plain is None:
+        return
+    quantized = f"linear layers {format_bytes(linears)}"
+    if experts:
+        quantized = f"experts {format_bytes(experts)}, {quantized}"
+    yield (
+        f"quantized while loading ({printable(metadata.quantization)}): {quantized}; everything "
+        f"else {format_bytes(plain)} in {printable(metadata.dtype)}"
+    )
+
+
 def _describe_size(metadata: TraceMetadata, num_rows: int) -> Iterator[Words]:
     shapes = sorted({(layer.top_k, layer.num_experts) for layer in metadata.layers})
     routing = ", ".join(f"top-{top_k} of {num_experts} experts" for top_k, num_experts in shapes)
@@ -107,6 +121,7 @@ def _describe_size(metadata: TraceMetadata, num_rows: int) -> Iterator[Words]:
         f"{number_of(metadata.num_decisions, 'decision')}, "
         f"{number_of(num_rows, 'assignment')}"
     )
+    yield from _describe_quantization(metadata)
     if metadata.max_new_tokens:
         yield (
             f"{number_of(metadata.num_new_tokens, 'token')} written, at most "

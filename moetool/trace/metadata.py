@@ -89,6 +89,12 @@ class TraceMetadata:
             it.
         model: As the user named it.
         revision: Commit hash on the Hub.
+        quantization: The format of quantized weights, such as `nf4`, or its method as the checkpoint
+            states it.
+        quantized_expert_bytes: Bytes of routed experts that were quantized while loading; None if
+            nothing was.
+        quantized_linear_bytes: Bytes of linear layers that were.
+        unquantized_bytes: Bytes of all other parameters then.
         special_tokens: The source of the prompts' special tokens: `tokenizer`, `none` or `chat template`.
         prompts_sha256: Hash of every prompt's id, domain and text, in order.
         num_new_tokens: Generated tokens; the last of each prompt was never routed.
@@ -119,6 +125,9 @@ class TraceMetadata:
     auto_class: str | None = None
     dtype: str | None = None
     quantization: str | None = None
+    quantized_expert_bytes: int | None = None
+    quantized_linear_bytes: int | None = None
+    unquantized_bytes: int | None = None
     device: str | None = None
     device_map: str | None = None
     parallel: str | None = None
@@ -288,6 +297,10 @@ _READERS: Mapping[str, Reader] = {
     ),
     "total_parameters": or_none(as_count()),
     "active_parameters": or_none(as_count()),
+    **dict.fromkeys(
+        ("quantized_expert_bytes", "quantized_linear_bytes", "unquantized_bytes"),
+        or_none(as_count()),
+    ),
     "flops_per_token": or_none(as_amount),
     "flops_prompt_tokens": or_none(as_count(1)),
     "dense_flops_per_token": or_none(as_amount),

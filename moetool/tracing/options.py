@@ -22,6 +22,7 @@ from moetool.choices import (
 )
 from moetool.errors import UsageError
 from moetool.memory.scenario import CacheKind, Dtype
+from moetool.quantizing.choice import QuantizationChoice
 from moetool.tracing.plans import ParallelPlan
 from moetool.tracing.prompts.encoding import SpecialTokens
 
@@ -100,6 +101,7 @@ class TraceOptions:
         dtype: Convert the weights to it; None keeps the checkpoint's own.
         device: Device to run on; None takes a GPU if there is one.
         device_map: Spreads the model over several devices instead, see `choose_device_map`.
+        quantization: Quantize weights by bitsandbytes while they load, see `choose_quantization`.
         parallel: The plan under which the processes share one model; None if each has its own.
         batch_size: Most prompts that go through the model together; None for no limit if there is
             one of their tokens, and 8 otherwise.
@@ -123,6 +125,7 @@ class TraceOptions:
     dtype: str | None = None
     device: str | None = None
     device_map: str | None = None
+    quantization: QuantizationChoice | None = None
     parallel: ParallelPlan | None = None
     batch_size: int | None = None
     max_batch_tokens: int | None = None
@@ -185,6 +188,11 @@ class TraceOptions:
         if self.parallel is None:
             return
         object.__setattr__(self, "parallel", choose(self.parallel, ParallelPlan, name="plan"))
+        if self.quantization is not None:
+            raise UsageError(
+                "Processes can't share a model that bitsandbytes quantizes.",
+                hint="Leave out --quantization, or use --device-map auto instead of --parallel.",
+            )
         for option, value in (("--device", self.device), ("--device-map", self.device_map)):
             if value is not None:
                 raise UsageError(

@@ -165,6 +165,7 @@ def trace_model(
                 offload_folder=offload_folder,
                 distributed_config=sharing.make_config() if sharing else None,
                 dtype=options.dtype,
+                quantization=options.quantization,
                 trust_remote_code=options.trust_remote_code,
                 advance=partial(observer.count, unit="tensors"),
             )

@@ -68,6 +68,17 @@ def check_traceable(
         num_token_ids=count_embeddings(skeleton),
         counted=count_checkpoint(config, skeleton),
     )
+    if options.quantization is not None:
+        from moetool.tracing.quantization import check_loadable
+
+        check_loadable(
+            config,
+            skeleton,
+            options.quantization,
+            name=checkpoint.name,
+            device_map=device_map,
+            dtype=options.dtype,
+        )
     if sharing is not None:
         sharing.check_model(skeleton, config, name=checkpoint.name, dtype=options.dtype)
     return traceable

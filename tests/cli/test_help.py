@@ -52,6 +52,7 @@ OPTIONS = {
     | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
     | {"--max-batch-tokens", "--verbose", "-v", "--resume"}
     | {"--dtype", "--device", "--device-map", "--parallel", "--layers", "--probabilities"}
+    | {"--quantization", "--double-quant", "--quantize-experts", "--no-quantize-experts"}
     | {"--allow-inexact"}
     | {"--saliency", "--report"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},

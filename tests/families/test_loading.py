@@ -14,7 +14,10 @@ from moetool.checkpoint.files import open_checkpoint
 from moetool.checkpoint.reference import resolve_model
 from moetool.errors import UntraceableError
 from moetool.tracing.running.load_model import load_model
+from tests.families.quantized_loading import check_packing
 from tests.families.tiny.models import available, build_family, text_inputs
+
+Saved = tuple[str, PreTrainedModel, Path]
 
 # Halves of models. They are not published as separate checkpoints.
 PARTS = {"deepseek_ocr2_text", "qwen3_omni_moe_talker_text", "unlimited_ocr_text"}
@@ -35,12 +38,21 @@ def test_a_part_of_a_model_is_refused(name: str) -> None:
         find_auto_class(build_family(name).config)
 
 
-@pytest.mark.parametrize("name", sorted(set(available()) - PARTS))
-def test_a_saved_model_is_loaded_and_computes_the_same(name: str, tmp_path: Path) -> None:
-    model = build_family(name)
-    model.save_pretrained(tmp_path)
-    checkpoint = open_checkpoint(resolve_model(str(tmp_path)), announce=print)
-    config = AutoConfig.from_pretrained(tmp_path)
+@pytest.fixture(scope="module", params=sorted(available()))
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """A family's name, its model, and the folder that it is saved in."""
+    folder = tmp_path_factory.mktemp("saved")
+    model = build_family(request.param)
+    model.save_pretrained(folder)
+    return request.param, model, folder
+
+
+def test_a_saved_model_is_loaded_and_computes_the_same(saved: Saved) -> None:
+    name, model, folder = saved
+    if name in PARTS:
+        return
+    checkpoint = open_checkpoint(resolve_model(str(folder)), announce=print)
+    config = AutoConfig.from_pretrained(folder)
     loaded = load_model(
         checkpoint, config, auto_class=find_auto_class(config), device_map={"": "cpu"}
     )
@@ -50,6 +62,13 @@ def test_a_saved_model_is_loaded_and_computes_the_same(name: str, tmp_path: Path
     with torch.inference_mode():
         first, second = model(**inputs)[0], loaded(**inputs)[0]
     assert torch.allclose(first, second, atol=1e-4) != (name in CHANGED_BY_LOADING)
+
+
+def test_a_saved_model_is_packed_as_bitsandbytes_packs_linear_layers_or_refused(
+    saved: Saved,
+) -> None:
+    name, model, folder = saved
+    check_packing(name, model, folder)
 
 
 def describe(model: PreTrainedModel) -> list[MoeLayer] | str:

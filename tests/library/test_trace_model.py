@@ -281,7 +281,7 @@ def test_a_name_is_resolved_as_it_was_given(name: str, monkeypatch: pytest.Monke
         asked.append(text)
         raise InputError("Nothing there.", hint="Look elsewhere.")
 
-    monkeypatch.setattr("moetool.library.trace_model.resolve_model", refuse)
+    monkeypatch.setattr("moetool.library.given_models.resolve_model", refuse)
     for model in (name, Path("folder")):
         with pytest.raises(InputError, match="Nothing there"):
             trace_model(model, TEXTS)

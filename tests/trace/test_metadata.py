@@ -172,6 +172,9 @@ def test_every_field_is_checked() -> None:
         "seed": 2**64 - 1,
         "max_new_tokens": 7,
         "parallel_size": 4,
+        "quantized_expert_bytes": 5,
+        "quantized_linear_bytes": 0,
+        "unquantized_bytes": 6,
     }
     layers = tuple(
         replace(layer, router="a router", rule="a rule", output_factor=2.5) for layer in FULL.layers

@@ -32,6 +32,7 @@ _COUNTS = ("num_prompts", "num_tokens", "num_decisions", "num_cut_prompts", "num
 _OF_THE_SIZE = (
     ("total_parameters",),
     ("active_parameters",),
+    ("quantized_expert_bytes", "quantized_linear_bytes", "unquantized_bytes"),
     ("flops_per_token", "flops_prompt_tokens", "dense_flops_per_token"),
 )
 _OF_A_LAYER = ("num_experts", "num_identity_experts", "top_k")

@@ -7,11 +7,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import moetool
-from moetool.checkpoint.stated.quantization import find_method
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.model_counts import ModelCounts
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import Prompt, hash_prompts
+from moetool.tracing.quantization import describe_quantization
 from moetool.tracing.running.devices import name_devices
 
 if TYPE_CHECKING:
@@ -54,13 +54,15 @@ def describe_run(
         model_type=config.model_type,
         auto_class=auto_class,
         dtype=str(model.dtype).removeprefix("torch."),
-        quantization=find_method(config),
         device=name_devices(model),
         device_map=options.device_map,
         parallel=None if options.parallel is None else str(options.parallel),
         parallel_size=parallel_size,
         attention_implementation=getattr(text_config, "_attn_implementation", None),
-        experts_implementation=getattr(text_config, "_experts_implementation", None),
+        **{
+            "experts_implementation": getattr(text_config, "_experts_implementation", None),
+            **describe_quantization(model),
+        },
         special_tokens=options.special_tokens,
         max_prompt_tokens=options.max_prompt_tokens,
         batch_size=options.batch_size,

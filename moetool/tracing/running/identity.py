@@ -95,6 +95,7 @@ def _identify(
 ) -> RunIdentity:
     names = [each.name for each in fields(options) if each.name not in _UNUSED_OPTIONS]
     chosen: dict[str, Any] = {_spell(name): getattr(options, name) for name in names}
+    chosen["quantization"] = options.quantization and str(options.quantization)
     if options.layers is not None:
         chosen["layers"] = sorted(options.layers)
     generation = {

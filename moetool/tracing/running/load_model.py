@@ -11,6 +11,7 @@ from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.stated.quantization import find_method, name_quantization
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError
+from moetool.quantizing.choice import QuantizationChoice
 from moetool.quiet import following_weights, quiet_transformers
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.wording import number_of
@@ -29,6 +30,7 @@ def load_model(
     offload_folder: str | None = None,
     distributed_config: Any = None,
     dtype: str | None = None,
+    quantization: QuantizationChoice | None = None,
     trust_remote_code: bool = False,
     advance: Callable[[int, int], None] = lambda *_: None,
 ) -> PreTrainedModel:
@@ -45,6 +47,7 @@ def load_model(
         offload_folder: Takes the weights that the device map sends to disk.
         distributed_config: How processes share the weights, see `make_distributed_config`.
         dtype: Convert the weights to it; None keeps the checkpoint's own.
+        quantization: Quantize weights while they load, after `check_quantizable`.
         trust_remote_code: Run the repository's own code.
         advance: Called with the number of tensors that are loaded, and of all.
 
@@ -63,6 +66,10 @@ def load_model(
     if find_method(config) == "mxfp4":
         make_config: Any = getattr(transformers, "Mxfp4Config")  # noqa: B009 - lazily exported
         wishes["quantization_config"] = make_config(dequantize=True)
+    if quantization is not None:
+        from moetool.quantizing.quantizer import make_config as make_quantization
+
+        wishes["quantization_config"] = make_quantization(quantization)
     try:
         with following_weights(advance):
             model, report = loader.from_pretrained(

@@ -7,13 +7,14 @@ from moetool.cli.inputs import list_run_inputs
 from moetool.cli.observer import TerminalObserver
 from moetool.cli.options.route_trace import generation as generating
 from moetool.cli.options.route_trace import prompts as prompt_options
-from moetool.cli.options.route_trace import recording, running
+from moetool.cli.options.route_trace import quantizing, recording, running
 from moetool.cli.options.shared import ForceOption, PageOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
 from moetool.cli.processes import current_processes, join_processes, runs_together
 from moetool.cli.writing.pages import check_page_of_run, make_page_of_run
 from moetool.cli.writing.runs import show_timings, summarize_run
 from moetool.memory.scenario import CacheKind, Dtype
+from moetool.quantized.kinds import Quantization
 from moetool.tracing.prompts.files import PromptFields
 from moetool.tracing.prompts.limits import PromptLimits
 from moetool.tracing.timing import StageClock
@@ -46,6 +47,9 @@ def route_trace(
     device: running.Device = None,
     device_map: running.DeviceMap = None,
     parallel: running.Parallel = None,
+    quantization: quantizing.QuantizationOption = Quantization.NONE,
+    double_quantization: quantizing.DoubleQuantization = False,
+    quantize_experts: quantizing.QuantizeExperts = True,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     layers: recording.Layers = None,
@@ -77,6 +81,7 @@ def route_trace(
     with TerminalObserver(is_quiet=quiet, is_silent=not processes.is_first) as observer:
         observer.step("starting")
         from moetool.checkpoint.reference import resolve_model
+        from moetool.quantizing.choice import choose_quantization
         from moetool.trace.writing.sink_choice import choose_sink
         from moetool.tracing.options import TraceOptions, choose_generation
         from moetool.tracing.processes.shared_place import share_place
@@ -112,6 +117,11 @@ def route_trace(
         device=device,
         device_map=device_map,
         parallel=parallel,
+        quantization=choose_quantization(
+            quantization,
+            double_quantization=double_quantization,
+            quantize_experts=quantize_experts,
+        ),
         batch_size=batch_size,
         max_batch_tokens=max_batch_tokens,
         layers=parse_layers(layers),

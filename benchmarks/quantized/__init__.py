@@ -1,0 +1,1 @@
+"""Models with quantized experts: their memory, their speed, and their routing."""

@@ -1,0 +1,304 @@
+"""Experts modules whose matrices are packed, and dequantized for the experts that are hit."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from moetool.quantizing.packing import ExpertMatrix, Packing
+from moetool.quantizing.unpacking import unpack
+
+# Dequantized matrices that exist at the same time, unless a single one takes more: as many bytes as
+# the rows take that are multiplied with them, within these bounds.
+CHUNK_BYTES = (256 * 2**20, 2**30)
+# Fewer experts than this are multiplied one after the other.
+_FEWEST_GROUPED = 3
+
+
+def pack_module(
+    module: nn.Module,
+    matrices: Sequence[ExpertMatrix],
+    packing: Packing,
+    *,
+    keeps_plain: bool = False,
+) -> None:
+    """Replace the matrices of an experts module on the meta device by packed ones, in place.
+
+    The codes take the plain parameter's name and keep three dimensions, so that the structure can
+    be read from them. The names of scales begin with it. All are parameters, because transformers
+    ties nothing else, and empty.
+
+    Args:
+        module: The experts module.
+        matrices: Those that `find_matrices` finds in it.
+        packing: Their format.
+        keeps_plain: Leave the plain parameters until codes are set in their place: transformers'
+            conversions look at the shapes and dtypes that plain weights shall have.
+    """
+    for matrix in matrices:
+        for name, (shape, dtype) in packing.list_tensors(matrix).items():
+            if keeps_plain and name == matrix.name:
+                continue
+            tensor = torch.empty(shape, dtype=dtype, device="meta")
+            module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+    names = {matrix.name: tuple(packing.list_tensors(matrix)) for matrix in matrices}
+    module.__dict__.update(packed_matrices=tuple(matrices), packing=packing, packed_names=names)
+    module_class: Any = type(module)
+    module.__class__ = _packed_class(module_class)
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Return whether a module's experts are packed."""
+    return "packed_matrices" in module.__dict__
+
+
+def packed_tensors(module: nn.Module, matrix: ExpertMatrix) -> dict[str, torch.Tensor]:
+    """Return the tensors of one of a packed module's stacks by name."""
+    held: Any = module
+    # Not by attributes: in decode this is called for each layer of each token.
+    return {name: held._parameters[name] for name in held.packed_names[matrix.name]}
+
+
+def unpack_matrix(
+    module: nn.Module, matrix: ExpertMatrix, experts: Sequence[int], *, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return the matrices of some experts of a packed module.
+
+    Returns:
+        # (len(experts), out_features, in_features)
+    """
+    held: Any = module
+    tensors = packed_tensors(module, matrix)
+    return unpack(tensors, experts, matrix, held.packing, dtype=dtype)
+
+
+@functools.cache
+def _packed_class(module_class: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass that runs packed experts, under the same name."""
+
+    class PackedExperts(module_class):  # type: ignore[misc, valid-type]
+        def forward(
+            self,
+            hidden_states: torch.Tensor,
+            top_k_index: torch.Tensor,
+            top_k_weights: torch.Tensor,
+        ) -> torch.Tensor:
+            return run_experts(self, hidden_states, top_k_index, top_k_weights)
+
+        def _apply(self, fn: Any, recurse: bool = True) -> Any:
+            # Scales stay in float32 when the model is converted to another dtype.
+            before = {
+                name: self._parameters[name].detach()
+                for names in self.packed_names.values()
+                for name in names
+            }
+            super()._apply(fn, recurse)
+            for name, tensor in before.items():
+                after = self._parameters[name]
+                if after.dtype is not tensor.dtype:
+                    kept = tensor.to(after.device)
+                    self._parameters[name] = nn.Parameter(kept, requires_grad=False)
+            return self
+
+    PackedExperts.__name__ = module_class.__name__
+    PackedExperts.__qualname__ = module_class.__qualname__
+    PackedExperts.__module__ = module_class.__module__
+    return PackedExperts
+
+
+def run_experts(
+    module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Return the weighted sum of each token's experts, as transformers' `grouped_mm` computes it.
+
+    Ids beyond the experts with matrices are those of identity experts, where the module has such,
+    and else contribute nothing.
+
+    Args:
+        module: A packed experts module.
+        hidden_states: # (num_tokens, hidden_size)
+        ids: Expert ids. # (num_tokens, top_k)
+        weights: # (num_tokens, top_k)
+    """
+    if not ids.numel():
+        return torch.zeros_like(hidden_states)
+    outputs = _run_few(module, hidden_states, ids)
+    if outputs is None:
+        return _run_grouped(module, hidden_states, ids, weights)
+    return _add_up(outputs, weights).to(hidden_states.dtype)
+
+
+def _add_up(outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the weighted sum of each token's outputs, which follow each other."""
+    if outputs.is_cuda and outputs.dtype is weights.dtype:
+        # One kernel, which adds up in float32 without rounding products first.
+        return torch.bmm(weights.unsqueeze(1), outputs.view(*weights.shape, -1)).squeeze(1)
+    weighted = outputs * weights.reshape(-1, 1)
+    return weighted.view(*weights.shape, -1).sum(dim=1)
+
+
+def _run_few(
+    module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor
+) -> torch.Tensor | None:
+    """Return each assignment's output without dequantized matrices; None if no kernel fits.
+
+    Returns:
+        # (num_tokens * top_k, hidden_size)
+    """
+    held: Any = module
+    up, down = held.packed_matrices
+    if not hidden_states.is_cuda or hasattr(module, "identity_expert"):
+        return None
+    if torch.is_grad_enabled() and hidden_states.requires_grad:
+        # The kernels pass no gradients on.
+        return None
+    from moetool.quantizing.kernels.launch import fits_kernel, multiply_each
+
+    if not all(fits_kernel(hidden_states, ids, matrix, held.packing) for matrix in (up, down)):
+        return None
+    chosen = ids.reshape(-1)
+    middle = multiply_each(
+        hidden_states,
+        chosen,
+        packed_tensors(module, up),
+        up,
+        held.packing,
+        bias=_find_bias(module, up),
+    )
+    return _finish(
+        module,
+        multiply_each(
+            _activate(module, middle),
+            chosen,
+            packed_tensors(module, down),
+            down,
+            held.packing,
+            bias=_find_bias(module, down),
+        ),
+    )
+
+
+def _run_grouped(
+    module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Return the weighted sum of each token's experts, computed with rows sorted by expert."""
+    held: Any = module
+    up, down = held.packed_matrices
+    ordered, order = torch.sort(ids.reshape(-1), stable=True)
+    edges = torch.arange(down.num_experts + 1, device=ids.device, dtype=ids.dtype)
+    bounds = torch.searchsorted(ordered, edges, out_int32=True)
+    starts: list[int] = bounds.tolist()
+    counts = [end - start for start, end in itertools.pairwise(starts)]
+    tokens = order // ids.shape[1]
+    dtype = hidden_states.dtype
+    shape = (len(order), hidden_states.shape[-1])
+    outputs: torch.Tensor | None = None
+    for experts in _iter_chunks(counts, (up, down), dtype):
+        first, last = experts[0], experts[-1]
+        start, end = starts[first], starts[last + 1]
+        rows = hidden_states[tokens[start:end]]
+        ends = bounds[first + 1 : last + 2] - start
+        if len(ends) > len(experts):
+            hit = torch.tensor([expert - first for expert in experts], device=ends.device)
+            ends = ends[hit]
+        for matrix in (up, down):
+            matrices = unpack_matrix(module, matrix, experts, dtype=dtype)
+            rows = _multiply_groups(rows, matrices, [counts[expert] for expert in experts], ends)
+            del matrices
+            bias = _find_bias(module, matrix)
+            if bias is not None:
+                rows = rows + bias[ordered[start:end]]
+            if matrix is up:
+                rows = _activate(module, rows)
+        rows = _finish(module, rows)
+        if len(rows) == len(order):
+            outputs = rows
+            break
+        outputs = hidden_states.new_empty(shape) if outputs is None else outputs
+        outputs[start:end] = rows
+        del rows
+    outputs = hidden_states.new_empty(shape) if outputs is None else outputs
+    rest = starts[-1]
+    if rest < len(order):
+        has_identity = hasattr(module, "identity_expert")
+        outputs[rest:] = hidden_states[tokens[rest:]] if has_identity else 0.0
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device)
+    if outputs.is_cuda and not outputs.requires_grad:
+        from moetool.quantizing.kernels.launch import add_up_sorted, has_kernels
+
+        if has_kernels():
+            return add_up_sorted(outputs, places, weights)
+    return _add_up(outputs[places], weights).to(dtype)
+
+
+def _iter_chunks(
+    counts: Sequence[int], matrices: Sequence[ExpertMatrix], dtype: torch.dtype
+) -> Iterator[list[int]]:
+    """Yield the experts that are hit, in groups whose dequantized matrices are of bounded size."""
+    least, most_bytes = CHUNK_BYTES
+    wide = max(matrix.in_features + matrix.out_features for matrix in matrices)
+    budget = min(max(sum(counts) * wide * dtype.itemsize, least), most_bytes)
+    largest = max(matrix.num_weights for matrix in matrices) * dtype.itemsize
+    most = max(1, budget // largest)
+    hit = [expert for expert, count in enumerate(counts) if count]
+    for first in range(0, len(hit), most):
+        yield hit[first : first + most]
+
+
+def _multiply_groups(
+    rows: torch.Tensor, matrices: torch.Tensor, sizes: Sequence[int], ends: torch.Tensor
+) -> torch.Tensor:
+    """Return the product of each expert's rows, which follow each other, with its matrix.
+
+    Args:
+        rows: # (sum(sizes), in_features)
+        matrices: # (len(sizes), out_features, in_features)
+        sizes: Rows of each expert.
+        ends: Where they end, on the device.
+    """
+    is_grouped = (
+        rows.is_cuda
+        and rows.dtype is torch.bfloat16
+        and len(sizes) >= _FEWEST_GROUPED
+        and matrices.shape[1] % 8 == 0
+        and matrices.shape[2] % 8 == 0
+        and hasattr(F, "grouped_mm")
+    )
+    if is_grouped:
+        functions: Any = F
+        product: torch.Tensor = functions.grouped_mm(rows, matrices.transpose(1, 2), offs=ends)
+        return product
+    parts = torch.split(rows, list(sizes))
+    products = [F.linear(part, matrix) for part, matrix in zip(parts, matrices, strict=True)]
+    return products[0] if len(products) == 1 else torch.cat(products)
+
+
+def _find_bias(module: nn.Module, matrix: ExpertMatrix) -> torch.Tensor | None:
+    bias: torch.Tensor | None = getattr(module, f"{matrix.name}_bias", None)
+    return bias
+
+
+def _activate(module: Any, rows: torch.Tensor) -> torch.Tensor:
+    if "gate_up_proj" not in module._parameters:
+        activated: torch.Tensor = module.act_fn(rows)
+    elif hasattr(module, "_apply_gate"):
+        activated = module._apply_gate(rows)
+    else:
+        gate, up = rows.chunk(2, dim=-1)
+        activated = module.act_fn(gate) * up
+    return activated
+
+
+def _finish(module: Any, rows: torch.Tensor) -> torch.Tensor:
+    """Apply the norm that some families put behind each expert."""
+    finished: torch.Tensor = (
+        module.post_expert_norm(rows) if getattr(module, "has_post_expert_norm", False) else rows
+    )
+    return finished

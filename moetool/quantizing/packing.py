@@ -1,0 +1,130 @@
+"""Matrices of experts in 4 or 8 bits: their codes and scales, as bitsandbytes makes them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moetool.quantized.kinds import Quantization
+
+# Weights that share a scale, and scales that share a nested one: bitsandbytes' own numbers.
+BLOCK_SIZE = 64
+NESTED_BLOCK_SIZE = 256
+
+
+@dataclass(frozen=True)
+class ExpertMatrix:
+    """One of the matrices that each expert of a module has.
+
+    Attributes:
+        name: The parameter that stacks them, such as `gate_up_proj`.
+        num_experts: Matrices in the stack.
+        out_features: Outputs of a matrix.
+        in_features: Inputs of a matrix.
+        is_transposed: Whether the plain parameter has the inputs before the outputs.
+    """
+
+    name: str
+    num_experts: int
+    out_features: int
+    in_features: int
+    is_transposed: bool
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of one expert."""
+        return self.out_features * self.in_features
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of weights with a scale each, of one expert in 4 bits."""
+        return math.ceil(self.num_weights / BLOCK_SIZE)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A format for the matrices of experts.
+
+    Every expert is quantized by itself: its tensors are those of bitsandbytes' `Linear4bit` or
+    `Linear8bitLt` with its matrix, stacked along the first dimension. Matrices have outputs before
+    inputs, whatever the plain parameter's order.
+
+    Attributes:
+        quantization: The format, other than `none`.
+        is_double_quantized: Whether scales of 4-bit weights are quantized too.
+    """
+
+    quantization: Quantization
+    is_double_quantized: bool = False
+
+    @property
+    def is_4bit(self) -> bool:
+        """Whether two weights share a byte."""
+        return self.quantization is not Quantization.INT8
+
+    def list_tensors(self, matrix: ExpertMatrix) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Return the shapes and dtypes of a stack's tensors by name: codes first, then scales."""
+        name, count = matrix.name, matrix.num_experts
+        out_features, in_features = matrix.out_features, matrix.in_features
+        if not self.is_4bit:
+            return {
+                name: ((count, out_features, in_features), torch.int8),
+                f"{name}_scale": ((count, out_features), torch.float32),
+            }
+        codes = {name: ((count, out_features, in_features // 2), torch.uint8)}
+        blocks = (count, matrix.num_blocks)
+        if not self.is_double_quantized:
+            return {**codes, f"{name}_absmax": (blocks, torch.float32)}
+        num_nested = math.ceil(matrix.num_blocks / NESTED_BLOCK_SIZE)
+        return {
+            **codes,
+            f"{name}_absmax": (blocks, torch.uint8),
+            f"{name}_nested_absmax": ((count, num_nested), torch.float32),
+            f"{name}_offset": ((count,), torch.float32),
+        }
+
+    def count_bytes(self, matrix: ExpertMatrix) -> int:
+        """Return the bytes of all tensors of a stack."""
+        tensors = self.list_tensors(matrix).values()
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in tensors)
+
+    def quantize(self, stack: torch.Tensor, matrix: ExpertMatrix) -> dict[str, torch.Tensor]:
+        """Return a stack's tensors by name, each expert quantized by bitsandbytes.
+
+        Args:
+            stack: The plain parameter, in float32, float16 or bfloat16.
+            matrix: Its shape.
+        """
+        packed = {
+            name: torch.empty(shape, dtype=dtype, device=stack.device)
+            for name, (shape, dtype) in self.list_tensors(matrix).items()
+        }
+        for expert in range(matrix.num_experts):
+            weight = stack[expert]
+            weight = (weight.T if matrix.is_transposed else weight).contiguous()
+            for name, part in self._quantize_one(weight, matrix.name).items():
+                target = packed[name][expert]
+                target.copy_(part.reshape(target.shape))
+        return packed
+
+    def _quantize_one(self, weight: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
+        import bitsandbytes.functional as kernels
+
+        functions: Any = kernels
+        if not self.is_4bit:
+            # `Int8Params` goes by way of float16 as well.
+            codes, scale, _ = functions.int8_vectorwise_quant(weight.to(torch.float16))
+            return {name: codes, f"{name}_scale": scale}
+        codes, state = functions.quantize_4bit(
+            weight,
+            blocksize=BLOCK_SIZE,
+            compress_statistics=self.is_double_quantized,
+            quant_type=self.quantization.value,
+        )
+        parts = {name: codes, f"{name}_absmax": state.absmax}
+        if self.is_double_quantized:
+            parts |= {f"{name}_nested_absmax": state.state2.absmax, f"{name}_offset": state.offset}
+        return parts

@@ -1,0 +1,118 @@
+"""Packed experts run those that are hit, in parts of bounded size, and keep their scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from moetool.quantized.kinds import Quantization
+from moetool.quantizing import experts as running
+from moetool.quantizing.experts import pack_module, unpack_matrix
+from moetool.quantizing.layout import find_matrices
+from moetool.quantizing.packing import ExpertMatrix, Packing
+
+NUM_EXPERTS, WIDTH, INNER = 12, 64, 32
+
+
+class PlainExperts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts = NUM_EXPERTS
+        self.gate_up_proj = nn.Parameter(torch.randn(NUM_EXPERTS, 2 * INNER, WIDTH))
+        self.down_proj = nn.Parameter(torch.randn(NUM_EXPERTS, WIDTH, INNER))
+        self.act_fn = nn.SiLU()
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        del hidden_states, top_k_index, top_k_weights
+        raise AssertionError("packed experts run other code")
+
+
+@pytest.fixture
+def packed() -> Any:
+    torch.manual_seed(0)
+    module = PlainExperts()
+    packing = Packing(Quantization.NF4)
+    matrices = find_matrices(module)
+    assert matrices is not None
+    tensors = {
+        name: tensor
+        for matrix in matrices
+        for name, tensor in packing.quantize(module.get_parameter(matrix.name), matrix).items()
+    }
+    pack_module(module, matrices, packing)
+    for name, tensor in tensors.items():
+        setattr(module, name, nn.Parameter(tensor, requires_grad=False))
+    return module
+
+
+def run_one_by_one(
+    module: Any, rows: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    up, down = (
+        unpack_matrix(module, matrix, range(NUM_EXPERTS), dtype=torch.float32)
+        for matrix in module.packed_matrices
+    )
+    total = torch.zeros_like(rows)
+    for token, chosen in enumerate(ids.tolist()):
+        for rank, expert in enumerate(chosen):
+            gate, value = (up[expert] @ rows[token]).chunk(2)
+            output = down[expert] @ (nn.functional.silu(gate) * value)
+            total[token] += weights[token, rank] * output
+    return total
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2 * INNER * WIDTH * 4 * 3, 2**28])
+def test_only_experts_that_are_hit_are_dequantized_in_parts_of_bounded_size(
+    packed: Any, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "CHUNK_BYTES", (chunk_bytes, chunk_bytes))
+    seen: dict[str, list[int]] = {"gate_up_proj": [], "down_proj": []}
+
+    def unpack(
+        module: nn.Module, matrix: ExpertMatrix, experts: Sequence[int], *, dtype: torch.dtype
+    ) -> torch.Tensor:
+        matrices = unpack_matrix(module, matrix, experts, dtype=dtype)
+        assert len(experts) == 1 or matrices.nbytes <= chunk_bytes
+        seen[matrix.name] += experts
+        return matrices
+
+    monkeypatch.setattr(running, "unpack_matrix", unpack)
+    rows, weights = torch.randn(5, WIDTH), torch.rand(5, 2)
+    ids = torch.tensor([[3, 7], [7, 0], [11, 3], [7, 3], [0, 4]])
+    with torch.inference_mode():
+        output = packed(rows, ids, weights)
+    assert list(seen.values()) == [[0, 3, 4, 7, 11]] * 2
+    expected = run_one_by_one(packed, rows, ids, weights)
+    assert torch.allclose(output, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_no_tokens_and_ids_without_matrices_give_zeros(packed: Any) -> None:
+    empty = packed(torch.ones(0, WIDTH), torch.ones(0, 2, dtype=torch.long), torch.ones(0, 2))
+    assert empty.shape == (0, WIDTH)
+    ids = torch.full((2, 2), NUM_EXPERTS)
+    assert not packed(torch.ones(2, WIDTH), ids, torch.ones(2, 2)).any()
+
+
+def test_gradients_pass_through_to_hidden_states(packed: Any) -> None:
+    rows = torch.randn(3, WIDTH, requires_grad=True)
+    ids, weights = torch.tensor([[1, 2], [2, 3], [5, 1]]), torch.rand(3, 2)
+    packed(rows, ids, weights).sum().backward()
+    found = rows.grad
+    plain = rows.detach().requires_grad_()
+    run_one_by_one(packed, plain, ids, weights).sum().backward()
+    assert found is not None
+    assert plain.grad is not None
+    assert torch.allclose(found, plain.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_scales_stay_in_float32_when_the_model_is_converted(packed: Any) -> None:
+    before = packed.gate_up_proj_absmax.clone()
+    packed.to(torch.bfloat16)
+    assert packed.gate_up_proj_absmax.dtype is torch.float32
+    assert torch.equal(packed.gate_up_proj_absmax, before)
