@@ -6,6 +6,8 @@ The public names load lazily: `import moetool` imports neither torch nor pandas.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from moetool.registration import register_with_transformers
+
 if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from moetool.interchange.imports.run import import_trace as import_trace
     from moetool.library.load_quantized import load_quantized as load_quantized
     from moetool.library.merge import merge_traces as merge_traces
+    from moetool.library.quantize_checkpoint import quantize_checkpoint as quantize_checkpoint
     from moetool.library.questions.balance import measure_balance as measure_balance
     from moetool.library.questions.cache import simulate_caches as simulate_caches
     from moetool.library.questions.coactivation import measure_coactivation as measure_coactivation
@@ -60,6 +63,8 @@ if TYPE_CHECKING:
     from moetool.trace.reading.reader import read_trace as read_trace
     from moetool.tracing.recording.recorder import RoutingRecorder as RoutingRecorder
 
+register_with_transformers()
+
 __version__ = "0.2.0"
 
 _HOME_OF = {
@@ -101,6 +106,7 @@ _HOME_OF = {
     "measure_tokens": "moetool.library.questions.tokens",
     "merge_traces": "moetool.library.merge",
     "place_experts": "moetool.library.questions.place",
+    "quantize_checkpoint": "moetool.library.quantize_checkpoint",
     "read_receipts": "moetool.memory.receipts.reading",
     "read_trace": "moetool.trace.reading.reader",
     "render_report": "moetool.library.report",
@@ -155,6 +161,7 @@ __all__ = [
     "measure_tokens",
     "merge_traces",
     "place_experts",
+    "quantize_checkpoint",
     "read_receipts",
     "read_trace",
     "render_report",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,8 @@ def write_inputs(block: Block, *, workplace: Path) -> None:
 
 def remove_outputs(block: Block, *, workplace: Path) -> None:
     for name in block.written:
+        if (workplace / name).is_dir():
+            shutil.rmtree(workplace / name)
         (workplace / name).unlink(missing_ok=True)
         saliency_path(workplace / name).unlink(missing_ok=True)
 

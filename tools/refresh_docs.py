@@ -40,6 +40,7 @@ DOCUMENTS = (
     "docs/models/inspect.md",
     "docs/models/memory-estimate.md",
     "docs/models/fits.md",
+    "docs/models/quantize.md",
 )
 
 # Exit codes of blocks: some show wrong usage, or an input that can't be used.
@@ -60,7 +61,7 @@ class Block:
 
     @property
     def written(self) -> list[str]:
-        """The files that the command writes."""
+        """The files and folders that the command writes."""
         return _WRITTEN.findall(self.command)
 
 

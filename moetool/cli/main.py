@@ -10,7 +10,7 @@ import typer
 
 import moetool
 from moetool.cli.commands.figures.plot import plots
-from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
+from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models, quantize
 from moetool.cli.commands.questions import (
     balance,
     cache,
@@ -38,6 +38,7 @@ _COMMANDS = (
     ("inspect", inspect.inspect, inspect, _MODELS),
     ("memory-estimate", memory_estimate.memory_estimate, memory_estimate, _MODELS),
     ("fits", fits.fits, fits, _MODELS),
+    ("quantize", quantize.quantize, quantize, _MODELS),
     ("models", models.models, models, _MODELS),
     ("gpus", gpus.gpus, gpus, _MODELS),
     ("route-trace", route_trace.route_trace, route_trace, _TRACES),

@@ -100,6 +100,20 @@ class Inspection(Tabular):
         return self.anatomy.model_class if self.anatomy else None
 
     @property
+    def bits_per_weight(self) -> float | None:
+        """Bits of all tensors of quantized files, scales included, for each parameter.
+
+        None if the files aren't quantized, or hold other parameters than the model.
+        """
+        if not self.quantization or not self.files or not self.parameters:
+            return None
+        differences = self.files.differences
+        if differences is None or any(any(d.components.values()) for d in differences):
+            return None
+        total = self.parameters.total
+        return 8 * sum(self.files.dtype_bytes.values()) / total if total else None
+
+    @property
     def routed_layers(self) -> tuple[LayerAnatomy, ...] | None:
         """The layers that route; None without a skeleton."""
         return self.anatomy.routed_layers if self.anatomy else None

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from moetool.checkpoint.config import load_config
 from moetool.checkpoint.files import open_checkpoint
 from moetool.checkpoint.reference import ModelReference
+from moetool.checkpoint.stated.quantization import find_method
 from moetool.choices import choose
 from moetool.errors import UsageError
 from moetool.library.given_models import find_reference
 from moetool.memory.scenario import Dtype
 from moetool.quantizing.choice import choose_quantization
+from moetool.registration import METHOD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 def load_quantized(
     model: str | PathLike[str] | ModelReference,
-    quantization: str = "nf4",
+    quantization: str | None = None,
     *,
     double_quant: bool = False,
     quantize_experts: bool = True,
@@ -40,7 +42,8 @@ def load_quantized(
 
     Args:
         model: A folder, a Hub id or `demo`.
-        quantization: `nf4`, `fp4` or `int8`.
+        quantization: `nf4`, `fp4` or `int8`; None for that of a checkpoint that
+            `quantize_checkpoint` wrote, and else for `nf4`.
         double_quant: Quantize the scales of 4-bit weights too.
         quantize_experts: Quantize routed experts too, or linear layers only.
         dtype: Of weights that aren't quantized, and of computations; None for the checkpoint's own.
@@ -52,11 +55,12 @@ def load_quantized(
     Raises:
         UsageError: Options contradict each other; the experts aren't a fused pair of matrices, or
             bitsandbytes has no kernels for the device or a width of the model.
-        InputError: The checkpoint can't be read, or is quantized already.
+        InputError: The checkpoint can't be read, or is quantized already, in another format or with
+            options given here.
         OutOfMemoryError: The device has too little memory.
     """
     choice = choose_quantization(
-        quantization, double_quantization=double_quant, quantize_experts=quantize_experts
+        quantization or "nf4", double_quantization=double_quant, quantize_experts=quantize_experts
     )
     if choice is None:
         raise UsageError(
@@ -76,6 +80,7 @@ def load_quantized(
         announce=lambda _: None,
     )
     from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
+    from moetool.quantizing.checks import check_requantized
     from moetool.tracing.quantization import check_loadable
     from moetool.tracing.running.devices import (
         check_device_map,
@@ -92,15 +97,20 @@ def load_quantized(
         skeleton = build_skeleton(config, trust_remote_code=trust_remote_code)
     if device_map is not None:
         check_device_map(places, skeleton, name=device_map)
-    check_loadable(
-        config, skeleton, choice, name=checkpoint.name, device_map=places, dtype=chosen_dtype
-    )
+    is_default = quantization is None and choice == choose_quantization("nf4")
+    is_reloaded = is_default and find_method(config) == METHOD
+    if is_reloaded:
+        check_requantized(config, skeleton, device_map=places)
+    else:
+        check_loadable(
+            config, skeleton, choice, name=checkpoint.name, device_map=places, dtype=chosen_dtype
+        )
     return load_model(
         checkpoint,
         config,
         auto_class=find_auto_class(config),
         device_map=places,
         dtype=chosen_dtype,
-        quantization=choice,
+        quantization=None if is_reloaded else choice,
         trust_remote_code=trust_remote_code,
     )

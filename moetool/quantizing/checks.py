@@ -9,9 +9,10 @@ import torch
 
 from moetool.checkpoint.stated.quantization import find_method, find_stated
 from moetool.errors import InputError, UsageError
-from moetool.quantizing.choice import QuantizationChoice
+from moetool.quantizing.choice import QuantizationChoice, choose_quantization
 from moetool.quantizing.layout import list_converted_linears, list_packable
 from moetool.quantizing.packing import BLOCK_SIZE, Packing
+from moetool.registration import METHOD
 from moetool.wording import number_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def check_quantizable(
     *,
     name: str,
     device_map: str | Mapping[str, Any] | None,
+    computes: bool = True,
 ) -> None:
     """Check that a checkpoint can be quantized on its devices.
 
@@ -37,19 +39,68 @@ def check_quantizable(
         choice: The format.
         name: The checkpoint's name.
         device_map: Devices of the weights, as accelerate takes them; None for any.
+        computes: Whether the devices also run the model.
 
     Raises:
         InputError: The weights are quantized already.
         UsageError: bitsandbytes has no kernels for a device, or for a width of the model.
         MoetoolError: The experts can't be packed, see `list_packable`.
     """
-    _check_plain(config, name)
+    _check_plain(config, name, loads=computes)
     devices = list_device_types(device_map)
     _check_devices(devices)
     if choice.quantizes_experts:
         list_packable(skeleton, Packing(choice.quantization, choice.is_double_quantized))
+    if computes and "cpu" in devices:
+        _check_cpu_widths(skeleton, choice)
+
+
+def check_requantized(
+    config: PreTrainedConfig,
+    skeleton: PreTrainedModel,
+    *,
+    device_map: str | Mapping[str, Any] | None,
+) -> None:
+    """Check that a checkpoint that moetool quantized can run on its devices.
+
+    Args:
+        config: The checkpoint's configuration.
+        skeleton: Its model on the meta device.
+        device_map: Devices of the weights, as accelerate takes them; None for any.
+
+    Raises:
+        InputError: The configuration states another quantization than moetool writes.
+        UsageError: bitsandbytes has no kernels for a device, or for a width of the model.
+    """
+    choice = read_choice(config)
+    if choice is None:
+        return
+    devices = list_device_types(device_map)
+    _check_devices(devices)
     if "cpu" in devices:
         _check_cpu_widths(skeleton, choice)
+
+
+def read_choice(config: PreTrainedConfig) -> QuantizationChoice | None:
+    """Return the choice that a configuration written by moetool states; None for any other.
+
+    Raises:
+        InputError: It states none that there is.
+    """
+    stated = find_stated(config)
+    if find_method(config) != METHOD:
+        return None
+    try:
+        return choose_quantization(
+            stated.get("quantization"),
+            double_quantization=stated.get("double_quantization", False),
+            quantize_experts=stated.get("quantize_experts", True),
+        )
+    except UsageError as error:
+        raise InputError(
+            f"config.json states a quantization that moetool doesn't write: {error.message}",
+            hint="Run moetool quantize again.",
+        ) from error
 
 
 def list_device_types(device_map: str | Mapping[str, Any] | None) -> list[str]:
@@ -70,14 +121,16 @@ def _find_type(device: object) -> str:
     return str(device).partition(":")[0]
 
 
-def _check_plain(config: PreTrainedConfig, name: str) -> None:
+def _check_plain(config: PreTrainedConfig, name: str, *, loads: bool) -> None:
     if not find_stated(config):
         return
     method = find_method(config)
     raise InputError(
         f"The weights of {name} are quantized already{f' ({method})' if method else ''}: they "
         "can't be quantized again.",
-        hint="Leave out --quantization to load them as they are, or name a checkpoint in bfloat16.",
+        hint="Leave out --quantization to load them as they are, or name a checkpoint in bfloat16."
+        if loads
+        else "Name a checkpoint in bfloat16.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from moetool.quantizing.kinds import Quantization
 # Weights that share a scale, and scales that share a nested one: bitsandbytes' own numbers.
 BLOCK_SIZE = 64
 NESTED_BLOCK_SIZE = 256
+# Weights that are quantized at a time on the CPU.
+_CPU_WEIGHTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -116,15 +119,44 @@ class Packing:
         functions: Any = kernels
         if not self.is_4bit:
             # `Int8Params` goes by way of float16 as well.
-            codes, scale, _ = functions.int8_vectorwise_quant(weight.to(torch.float16))
+            halves = [
+                functions.int8_vectorwise_quant(rows.to(torch.float16))
+                for rows in _split_rows(weight)
+            ]
+            codes, scale = (torch.cat(parts) for parts in list(zip(*halves, strict=True))[:2])
             return {name: codes, f"{name}_scale": scale}
-        codes, state = functions.quantize_4bit(
-            weight,
-            blocksize=BLOCK_SIZE,
-            compress_statistics=self.is_double_quantized,
-            quant_type=self.quantization.value,
-        )
-        parts = {name: codes, f"{name}_absmax": state.absmax}
-        if self.is_double_quantized:
-            parts |= {f"{name}_nested_absmax": state.state2.absmax, f"{name}_offset": state.offset}
-        return parts
+        quantized = [
+            functions.quantize_4bit(
+                rows,
+                blocksize=BLOCK_SIZE,
+                compress_statistics=False,
+                quant_type=self.quantization.value,
+            )
+            for rows in _split_rows(weight)
+        ]
+        codes = torch.cat([part for part, _ in quantized])
+        absmax = torch.cat([state.absmax for _, state in quantized])
+        if not self.is_double_quantized:
+            return {name: codes, f"{name}_absmax": absmax}
+        # As `quantize_4bit` compresses its statistics.
+        offset = absmax.mean()
+        absmax, nested = functions.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK_SIZE)
+        return {
+            name: codes,
+            f"{name}_absmax": absmax,
+            f"{name}_nested_absmax": nested.absmax,
+            f"{name}_offset": offset,
+        }
+
+
+def _split_rows(weight: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Return a matrix in parts of whole blocks, which are quantized one after the other.
+
+    bitsandbytes' functions for the CPU take up to 26 bytes of temporaries for each weight.
+    """
+    if not weight.is_cpu:
+        return [weight]
+    in_features = weight.shape[1]
+    step = BLOCK_SIZE // math.gcd(in_features, BLOCK_SIZE)
+    num_rows = max(1, _CPU_WEIGHTS // in_features // step) * step
+    return [weight[first : first + num_rows] for first in range(0, len(weight), num_rows)]

@@ -28,8 +28,10 @@ from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.layout import list_modules_left_out, list_packable
 from moetool.quantizing.linear import make_lean
 from moetool.quantizing.packing import ExpertMatrix, Packing
+from moetool.quantizing.saving.reloading import make_conversions
+from moetool.registration import METHOD, remove_placeholders
 
-METHOD = "moetool"
+remove_placeholders()
 
 
 @register_quantization_config(METHOD)
@@ -99,7 +101,6 @@ class ExpertsQuantizer(HfQuantizer):
         self._linears: Any = make(
             quantization_config.make_linear_config(), pre_quantized=self.pre_quantized
         )
-        self.serialized_names = self._linears.serialized_names
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Check that bitsandbytes can run where the model shall be."""
@@ -154,10 +155,19 @@ class ExpertsQuantizer(HfQuantizer):
         """Return the operation that follows those that fuse the weights of a parameter."""
         return PackWeights(self.packing, self._linears)
 
-    def get_load_operations(self) -> dict[str, Any]:
-        """Return the operations that load linear layers which are quantized in the files."""
-        operations: dict[str, Any] = self._linears.get_load_operations()
-        return operations
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Return the conversions of files: those of quantized weights have the model's names."""
+        del model
+        if not self.pre_quantized:
+            return weight_conversions
+        operation = self._linears.get_load_operations()["deserialize"]
+        names = self._linears.serialized_names["weight"]
+        return [*make_conversions(self, operation, names)]
+
+    def is_quantized_linear(self, model: PreTrainedModel, path: str) -> bool:
+        """Return whether a parameter is the weight of a quantized linear layer."""
+        is_weight: bool = self._linears.param_needs_quantization(model, path)
+        return is_weight
 
     def is_serializable(self) -> bool:
         """Return whether the model can be saved: its state dict holds all that is needed."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moetool.checkpoint.files import Checkpoint
+from moetool.checkpoint.stated.quantization import find_method
+from moetool.registration import METHOD
 from moetool.trace.model_counts import ModelCounts
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.parallel.model_sharing import ModelSharing
@@ -79,6 +81,10 @@ def check_traceable(
             device_map=device_map,
             dtype=options.dtype,
         )
+    elif find_method(config) == METHOD:
+        from moetool.quantizing.checks import check_requantized
+
+        check_requantized(config, skeleton, device_map=device_map)
     if sharing is not None:
         sharing.check_model(skeleton, config, name=checkpoint.name, dtype=options.dtype)
     return traceable

@@ -23,7 +23,7 @@ FIGURES = {f"plot {name}": module for name, _, module, _ in plots.COMMANDS}
 MODULES = {name: module for name, _, module, _ in _COMMANDS} | {"plot": plots} | FIGURES
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
 # Their format is that of the file's name.
-WITHOUT_FORMAT = {"merge", "report", *FIGURES}
+WITHOUT_FORMAT = {"merge", "quantize", "report", *FIGURES}
 OF_MODELS = {"--revision", "--trust-remote-code"}
 OF_TRACES = {"--layers", "--num-experts", "--top-k", "--no-validate"}
 OPTIONS = {
@@ -97,11 +97,13 @@ OPTIONS = {
     "plot memory": OF_MODELS
     | {"--batch-size", "--prompt-tokens", "--new-tokens", "--gpu", "--dtype", "--quantization"}
     | {"--width"},
+    "quantize": OF_MODELS
+    | {"--quantization", "--double-quant", "--quantize-experts", "--no-quantize-experts"},
     "models": {"--family", "--kind", "--max-total", "--max-active", "--sort"},
     "gpus": {"--vendor", "--min-memory"},
 }
 PANELS = {
-    "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
+    "Models": ["inspect", "memory-estimate", "fits", "quantize", "models", "gpus"],
     "Traces": ["route-trace", "import", "validate", "merge"],
     "Questions to a trace": [
         *("report", "balance", "specialize", "coactivation", "tokens", "compare", "place"),

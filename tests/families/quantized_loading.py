@@ -24,6 +24,7 @@ from moetool.quantizing.on_meta.skeleton import quantize_skeleton
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.quantizer import make_config
 from moetool.quantizing.sizes import measure_bytes, plan_bytes
+from tests.families.quantized_saving import SAVED, check_saving
 from tests.families.tiny.configs import find_family
 from tests.families.tiny.dense_reference import apply_decisions, observe_experts
 from tests.families.tiny.models import LOOPED_FAMILIES, text_inputs
@@ -65,6 +66,8 @@ def check_packing(name: str, model: PreTrainedModel, folder: Path) -> None:
         output_loading_info=True,
     )
     assert not any(report.values())
+    if name in SAVED:
+        check_saving(loaded, model, folder, choice)
     assert not any(is_linear_of_bitsandbytes(loaded, path) for path in list_gates(loaded))
     assert measure_bytes(loaded) == plan_bytes(model, choice, dtype=torch.float32)
     check_simulated(name, model, loaded, choice)

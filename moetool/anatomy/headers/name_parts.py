@@ -5,6 +5,8 @@ Formats of quantized weights append words to a weight's name, or replace its las
 
 from __future__ import annotations
 
+import re
+
 # Last words of names for parts of a module's only weight. The first of these that is there holds the
 # weight.
 _WEIGHT_WORDS = ("weight_packed", "qweight", "weight", "W_q", "codes", "compressed")
@@ -104,6 +106,8 @@ _SURE_ENDINGS = ("scale_inv", "weight_scale_inv", "weight_scale_2", "weight_scal
 WEIGHT_PARTS = (*_WEIGHT_WORDS, "_qdata", "_data._data", "_data", "blocks", "packed", "")
 # Words that bitsandbytes appends to the name of a 4-bit weight.
 _OF_4_BITS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+# Scales that moetool keeps next to the stack of one matrix of each expert in 4 bits.
+_OF_STACKS = re.compile(r"(.*experts\.\w*proj)_(nested_absmax|absmax|offset)")
 # Parts that are scales, regardless of their neighbours.
 SCALE_PARTS = _SCALE_WORDS | frozenset(_SURE_ENDINGS + _OF_4_BITS)
 
@@ -114,6 +118,8 @@ def split_name(name: str) -> tuple[str, str]:
         # bitsandbytes and quanto append to the weight's own name.
         stem, _, part = name.partition(".weight.")
         return stem, part
+    if name.endswith(("_absmax", "_offset")) and (found := _OF_STACKS.fullmatch(name)):
+        return found[1], found[2]
     module, _, word = name.rpartition(".")
     if word in _WORDS:
         return module, word

@@ -10,9 +10,12 @@ from collections.abc import Collection, Mapping
 
 from moetool.checkpoint.headers.tensor_headers import TensorHeader
 from moetool.checkpoint.stated.packing import BITS, Packing
+from moetool.registration import METHOD
 
 INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 
+# Weights in a byte.
+_STACKED = {"I8": 1, "U8": 2}
 _WORD_BITS = {"I16": 16, "U16": 16, "I32": 32, "U32": 32}
 
 # In the microscaling formats, 32 weights share a scale. It is stored as a float that is a power of
@@ -64,6 +67,9 @@ def count_packed(
         # TensorRT-LLM keeps 4-bit integers in tensors declared as half floats.
         is_plain = weight.dtype.startswith("F8") or parts.keys().isdisjoint(_TENSORRT_SCALES)
         return weight.num_elements if is_plain else None
+    # A stack of experts' matrices, each of which fills whole bytes: `moetool.quantizing.packing`.
+    if packing.method == METHOD and part == "" and weight.dtype in _STACKED:
+        return _STACKED[weight.dtype] * weight.num_elements
     if weight.dtype in ("I8", "U8"):
         return _count_in_bytes(weight, parts, part=part, packing=packing)
     if weight.dtype not in _WORD_BITS or len(weight.shape) < 2:

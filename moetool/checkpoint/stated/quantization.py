@@ -80,10 +80,14 @@ def _describe(stated: Mapping[str, object]) -> Iterator[str]:
     bits = _as_count(stated.get("bits"))
     if bits is not None:
         yield f"{bits} bits"
-    for name in ("format", "quant_algo", "weights", "mode"):
+    for name in ("format", "quant_algo", "weights", "mode", "quantization"):
         word = _as_name(stated.get(name))
         if word is not None:
             yield word.lower()
+    if stated.get("double_quantization") is True:
+        yield "double quantization"
+    if stated.get("quantize_experts") is False:
+        yield "without experts"
     if stated.get("load_in_4bit") is True:
         yield _as_name(stated.get("bnb_4bit_quant_type")) or "4 bits"
     if stated.get("load_in_8bit") is True:

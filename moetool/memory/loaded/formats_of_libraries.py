@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.memory.answers.implementation import DEQUANTIZED, PACKED, Implementation, Origin
 from moetool.memory.loaded.loaded_format import LoadedFormat, sum_up, word_capability
+from moetool.registration import METHOD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,6 +18,10 @@ _NO_QUANTIZER = "transformers has no quantizer for this format."
 _UNPACKED_LATER = (
     "transformers leaves compressed-tensors' weights packed until the first forward "
     "unpacks them for good, when both may lie in memory."
+)
+_OF_MOETOOL = (
+    "moetool's quantizer keeps them as they are stored, and what computing with them takes isn't "
+    "simulated."
 )
 _NVFP4 = "transformers can't load stored nvfp4."
 _FUSED = (
@@ -45,6 +50,7 @@ _LIBRARIES = {
     "bitsandbytes": _Library(("accelerate", "bitsandbytes>=0.46.1")),
     "compressed-tensors": _Library(("compressed-tensors>=0.15",)),
     "fbgemm_fp8": _Library(("accelerate", "fbgemm-gpu"), since=(9, 0)),
+    METHOD: _Library(("accelerate", "bitsandbytes>=0.46.1")),
     "torchao": _Library(("torchao>=0.15",)),
 }
 
@@ -92,6 +98,9 @@ def find_of_library(
             is_dequantized=True, reason=_UNPACKED_LATER, implementations=(with_all, without)
         )
     reason = f"the library behind {method} lays out its weights itself."
+    doubt = _FUSED if _has_fused_experts(skeleton) else None
+    if method == METHOD:
+        reason, doubt = _OF_MOETOOL, None
     with_all = Implementation(
         PACKED,
         packages,
@@ -99,11 +108,11 @@ def find_of_library(
         packed_bytes,
         None if packed_bytes is None else Origin.REPORTED,
         failure=failure,
-        reason=_FUSED if _has_fused_experts(skeleton) else reason,
+        reason=doubt or reason,
     )
     return LoadedFormat(
         reason=reason,
-        note=_FUSED if _has_fused_experts(skeleton) else None,
+        note=doubt,
         may_stay_packed=True,
         implementations=(with_all, without) if names else (with_all,),
         failure=failure,

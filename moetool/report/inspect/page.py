@@ -83,7 +83,9 @@ def _list_facts(model: Inspection) -> Iterator[Paragraph]:
     if model.files:
         yield make_fact("on disk", _word_files(model.files))
     if model.quantization:
-        yield make_fact("quantized", model.quantization)
+        bits = model.bits_per_weight
+        rounded = "" if bits is None else f"; {bits:.2f} bits per weight, scales included"
+        yield make_fact("quantized", f"{model.quantization}{rounded}")
     if model.flops:
         yield from _list_flops(model.flops)
 

@@ -15,12 +15,15 @@ from moetool.simulation.caches.offloaded import HostCopies, SideStream, offload
 from moetool.simulation.caches.quantized_layers import make_quantized_cache
 from moetool.simulation.meta.generation import CantSimulate
 
+# `generate` makes a static cache as long as the longest that the model has had.
+_LONGEST_BEFORE = "_previous_max_cache_length"
+
 
 @contextmanager
 def preparing_cache(
     skeleton: PreTrainedModel, plan: CachePlan, stream: SideStream, *, num_residual: int = 0
 ) -> Iterator[None]:
-    """Replace the cache that `generate` prepares by the one of a plan.
+    """Replace the cache that `generate` prepares by the one of a plan, as in the model's first run.
 
     Args:
         skeleton: The model. It is left as it was.
@@ -31,6 +34,7 @@ def preparing_cache(
     Raises:
         CantSimulate: The model makes its cache by itself, or transformers refuses its layers.
     """
+    vars(skeleton).pop(_LONGEST_BEFORE, None)
     if plan.kind not in (CacheKind.QUANTIZED, CacheKind.OFFLOADED, CacheKind.OFFLOADED_STATIC):
         yield
         return

@@ -52,6 +52,19 @@ def test_a_brief_run_does_not_replace_a_whole_one(simulated: list[Any], tmp_path
     assert simulated == [(SCENARIO, True), (SCENARIO, False)]
 
 
+@pytest.mark.parametrize("cache", ["static", "offloaded_static"])
+def test_a_longer_run_before_leaves_no_trace(tmp_path: Path, cache: str) -> None:
+    """`generate` keeps the length of the longest static cache on the model."""
+    path = save_config("olmoe", tmp_path)
+    short = replace(SCENARIO, cache=cache)
+    after_another, alone = make_runs(path), make_runs(path)
+    after_another.run(replace(short, num_prompt_tokens=64))
+    runs = [each.run(short) for each in (after_another, alone)]
+    assert runs[0] is not None
+    assert runs[1] is not None
+    assert runs[0].figures == runs[1].figures
+
+
 WIDE = replace(SCENARIO, batch_size=512, num_prompt_tokens=64)
 
 

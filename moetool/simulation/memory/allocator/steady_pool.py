@@ -137,7 +137,9 @@ class SteadyPool:
         previous: Block | None = None
         for address, num_bytes, is_free, begins_segment in state:
             block = Block(address, num_bytes, self._pool)
-            if previous is not None and not begins_segment:
+            # Blocks that are never freed, such as weights, aren't among them.
+            is_next = previous is not None and previous.address + previous.num_bytes == address
+            if previous is not None and is_next and not begins_segment:
                 previous.next, block.previous = block, previous
             if is_free:
                 self._pool.add(block)

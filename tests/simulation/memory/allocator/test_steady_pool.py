@@ -110,3 +110,23 @@ def test_requests_that_come_again_in_the_same_state_are_not_carried_out() -> Non
     larger = steady.run(Requests(np.array([2048, 0]), np.array([0, addresses[-1]])))
     assert larger.addresses.tolist() == [start + 1024]
     assert pool.num_asked > num_asked
+
+
+def test_blocks_on_both_sides_of_one_that_is_never_freed_stay_apart() -> None:
+    pool = Pool(smallest_rest_bytes=512)
+    pool.add_segment(4096)
+    weights = pool.take(1024)
+    assert weights is not None
+    # Its end is where the weights begin, and the rest of their segment lies behind them.
+    pool.add_segment(4096)
+    lower = pool.lowest_address
+    steady = SteadyPool(CachingAllocator(), pool, [])
+
+    def take(num_bytes: int) -> int:
+        return int(steady.run(Requests(np.array([num_bytes, 0]), np.array([0, -1]))).addresses[0])
+
+    # The last of these are not carried out, so the pool is built anew afterwards.
+    assert {take(4096) for _ in range(6)} == {lower}
+    assert take(3584) == take(4096) == lower
+    # Free are 4096 bytes before the weights and 3072 behind them.
+    assert take(6144) < lower

@@ -1,0 +1,1 @@
+"""Checkpoints quantized file by file, without the whole model in memory."""
