@@ -49,7 +49,11 @@ def test_the_totals_are_those_of_all_models_that_can_be_counted() -> None:
     assert set(TOTALS) == {model.name for model in models if model.can_be_counted}
 
 
-@pytest.mark.parametrize("name", TOTALS)
+# It takes longest to build, and is counted where every model is inspected.
+INSPECTED = "switch-c-2048"
+
+
+@pytest.mark.parametrize("name", [name for name in TOTALS if name != INSPECTED])
 def test_a_configuration_builds_the_model_with_its_exact_total(name: str) -> None:
     model = build_as_published(read_published_config(name))
     assert count_parameters(model) == TOTALS[name]

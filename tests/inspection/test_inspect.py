@@ -16,6 +16,7 @@ from moetool.checkpoint.reference import resolve_model
 from moetool.checkpoint.subject import AskedSource
 from moetool.inspection.inspect import inspect_model
 from moetool.inspection.result import Inspection, Source
+from tests.catalogue.totals import TOTALS
 
 ALL, WITHOUT_INPUT, WITHOUT_BOTH = ActiveDefinition
 COUNTED = [name for name, model in read_published_models().items() if model.can_be_counted]
@@ -207,6 +208,8 @@ def test_every_model_of_the_catalogue_is_inspected_and_meets_its_figures_or_says
     parameters = inspected.parameters
     assert parameters is not None
     assert parameters.total is not None
+    if not read_published_models()[name].extra_parameters:
+        assert parameters.total == TOTALS[name]
     run = parameters.active[ALL]
     assert run is not None
 
