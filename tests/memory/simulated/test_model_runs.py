@@ -11,7 +11,7 @@ import pytest
 from moetool.catalogue.gpus import find_gpu
 from moetool.errors import InputError, UsageError
 from moetool.memory.gpu_overhead import find_workspace_bytes
-from moetool.memory.scenario import Scenario
+from moetool.memory.scenario import CacheKind, Scenario
 from moetool.memory.simulated import model_runs, runs
 from moetool.simulation.memory.memory_run import MemoryRun
 from tests.memory.saved_configs import make_runs, save_config
@@ -52,8 +52,8 @@ def test_a_brief_run_does_not_replace_a_whole_one(simulated: list[Any], tmp_path
     assert simulated == [(SCENARIO, True), (SCENARIO, False)]
 
 
-@pytest.mark.parametrize("cache", ["static", "offloaded_static"])
-def test_a_longer_run_before_leaves_no_trace(tmp_path: Path, cache: str) -> None:
+@pytest.mark.parametrize("cache", [CacheKind.STATIC, CacheKind.OFFLOADED_STATIC])
+def test_a_longer_run_before_leaves_no_trace(tmp_path: Path, cache: CacheKind) -> None:
     """`generate` keeps the length of the longest static cache on the model."""
     path = save_config("olmoe", tmp_path)
     short = replace(SCENARIO, cache=cache)
