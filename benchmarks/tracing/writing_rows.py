@@ -28,7 +28,7 @@ from moetool.trace.metadata import TraceMetadata
 from moetool.trace.rows import assignment_rows
 from moetool.trace.schema import TRACE_SCHEMA
 from moetool.trace.writing.formats.csv_text import csv_bytes, join_csv
-from moetool.trace.writing.joined_files import join_parquet
+from moetool.trace.writing.formats.joined_files import join_parquet
 from moetool.trace.writing.parquet_files import new_parquet
 from moetool.trace.writing.writer import TraceFile
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from moetool.simulation.memory.decode_steps import (
+from moetool.simulation.memory.memory_run import MemoryRun
+from moetool.simulation.memory.steps.decode_steps import (
     Step,
     continue_timeline,
     find_step_between,
     take_step,
 )
-from moetool.simulation.memory.memory_run import MemoryRun
 from moetool.simulation.memory.timeline import Timeline
 
 # A step is taken from a generation in which it is the second: by then nothing depends on the memory

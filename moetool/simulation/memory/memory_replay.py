@@ -9,8 +9,8 @@ import numpy as np
 from torch import nn
 
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
-from moetool.simulation.memory.event_table import EventTable
-from moetool.simulation.memory.step_replay import replay_steps
+from moetool.simulation.memory.steps.event_table import EventTable
+from moetool.simulation.memory.steps.step_replay import replay_steps
 from moetool.simulation.memory.timeline import AllocatedParts, Origin, Timeline
 from moetool.simulation.meta.dispatch import find_local
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from moetool.errors import MoetoolError
 from moetool.output.targets import new_file
-from moetool.trace.writing.joined_files import ParquetJoin
+from moetool.trace.writing.formats.joined_files import ParquetJoin
 
 
 class JoinAhead:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from moetool.errors import UsageError
 from moetool.output.targets import put_in_place, refuse_as_removed
 from moetool.trace.writing.formats.csv_text import join_csv
+from moetool.trace.writing.formats.joined_files import join_parquet
 from moetool.trace.writing.joined_ahead import JoinAhead
-from moetool.trace.writing.joined_files import join_parquet
 from moetool.trace.writing.parquet_files import new_parquet, open_part
 
 ROWS_PER_PART = 1_000_000

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.simulation.memory.decode_steps import (
+from moetool.simulation.memory.steps.decode_steps import (
     Step,
     StepForm,
     continue_timeline,

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from moetool.simulation.caches.kinds import CacheKind, CachePlan
-from moetool.simulation.memory.decode_steps import take_step
 from moetool.simulation.memory.long_generation import (
     DEFAULT_BUDGET,
     StepBudget,
@@ -18,6 +17,7 @@ from moetool.simulation.memory.long_generation import (
 )
 from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory.memory_run import MemoryRun
+from moetool.simulation.memory.steps.decode_steps import take_step
 from moetool.simulation.memory.timeline import Call, Event, Origin, Timeline
 from tests.simulation.memory.memory_runs import options_for, summarize, until_last_call
 from tests.simulation.skeletons import build_family_skeleton

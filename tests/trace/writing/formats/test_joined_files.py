@@ -19,7 +19,7 @@ from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.reader import open_trace
 from moetool.trace.rows import probability_rows
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA
-from moetool.trace.writing.joined_files import join_parquet
+from moetool.trace.writing.formats.joined_files import join_parquet
 from moetool.trace.writing.parquet_files import new_parquet
 from tests.trace.examples import layer_decisions, make_rows, traced_tokens, traces
 
@@ -151,7 +151,7 @@ def test_page_indexes_and_checksums_of_the_parts_mislead_nobody(tmp_path: Path) 
 def test_more_row_groups_than_can_be_numbered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moetool.trace.writing.joined_files._LARGEST_ORDINAL", 1)
+    monkeypatch.setattr("moetool.trace.writing.formats.joined_files._LARGEST_ORDINAL", 1)
     part = write_part(tmp_path / "part.parquet", make_rows(), group_size=2)
     target = join([part, part], tmp_path)
     assert pq.read_metadata(target).num_row_groups == 20

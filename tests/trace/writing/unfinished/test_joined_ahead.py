@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moetool.trace.reading.reader import read_trace
-from moetool.trace.writing.joined_files import ParquetJoin, join_parquet
+from moetool.trace.writing.formats.joined_files import ParquetJoin, join_parquet
 from moetool.trace.writing.parts import PartWriter
 from moetool.trace.writing.writer import TraceFile
 from tests.trace.examples import BEFORE, columns_of

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.simulation.memory.event_table import EventTable, Numbers
+from moetool.simulation.memory.steps.event_table import EventTable, Numbers
 from moetool.simulation.memory.timeline import Call, Timeline
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
 from moetool.simulation.memory.allocator.pools import Block, choose_pool, round_up
 from moetool.simulation.memory.allocator.steady_pool import Requests, SteadyPool
-from moetool.simulation.memory.event_table import EventTable, Numbers
+from moetool.simulation.memory.steps.event_table import EventTable, Numbers
 from moetool.simulation.memory.timeline import Origin
 
 # Blocks of 0 bytes are in none.
