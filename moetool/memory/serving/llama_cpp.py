@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from moetool.anatomy.config_fields import find_vocab_size
 from moetool.memory.serving.answer import Capacity, ServedCache
 from moetool.memory.serving.geometry import CacheGeometry
-from moetool.memory.serving.ggml.cells import pad_cells
 from moetool.memory.serving.ggml.compute_buffer import count_compute_bytes
 from moetool.memory.serving.ggml.families import ARCHITECTURES, read_sizes
 from moetool.memory.serving.ggml.gguf_buffers import (
@@ -24,6 +23,7 @@ from moetool.memory.serving.ggml.gguf_buffers import (
     list_gpu_weights,
     place_layers,
 )
+from moetool.memory.serving.ggml.sizes import pad_cells
 from moetool.memory.serving.question import Parts, Question
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ micro-batch with logits of all its tokens, and that of one token for each sequen
 from __future__ import annotations
 
 from moetool.memory.serving.ggml.allocator import count_reserved_bytes
-from moetool.memory.serving.ggml.cells import count_window_cells, pad_cells
 from moetool.memory.serving.ggml.models import build_graph
 from moetool.memory.serving.ggml.placement import take_gpu_part
-from moetool.memory.serving.ggml.sizes import ModelSizes, RunSizes
+from moetool.memory.serving.ggml.sizes import ModelSizes, RunSizes, count_window_cells, pad_cells
 
 CPU_ALIGNMENT = 32
 CUDA_ALIGNMENT = 128

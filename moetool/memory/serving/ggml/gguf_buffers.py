@@ -16,8 +16,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from moetool.memory.serving.geometry import CacheGeometry
-from moetool.memory.serving.ggml.cells import count_window_cells, pad_cells
 from moetool.memory.serving.ggml.compute_buffer import CPU_ALIGNMENT
+from moetool.memory.serving.ggml.sizes import count_window_cells, pad_cells
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+# Cells of a cache are reserved in multiples of it.
+_CELLS = 256
+
 
 class QueryNorm(Enum):
     """Norms of queries and keys: none, one for each head, or one for all heads together."""
@@ -89,3 +92,16 @@ class RunSizes:
     num_window_cells: int
     has_flash_attention: bool = True
     has_quantized_cache: bool = False
+
+
+def pad_cells(number: int) -> int:
+    """Return the cells that llama.cpp reserves in its cache for a number: a multiple of 256.
+
+    See llama-kv-cache.cpp and llama-kv-cache-iswa.cpp.
+    """
+    return -(-number // _CELLS) * _CELLS
+
+
+def count_window_cells(cells: int, *, window: int, ubatch: int) -> int:
+    """Return the cells of each sequence in sliding-window layers: a window and one micro-batch."""
+    return pad_cells(min(cells, window + ubatch))
