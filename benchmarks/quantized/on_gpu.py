@@ -12,6 +12,7 @@ on a GPU.
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import statistics
 import time
@@ -155,8 +156,11 @@ def compare_linear_layers() -> None:
 def time_model(subject: Subject) -> None:
     """Print how long prefill and decode take in nf4, as a multiple of bfloat16."""
     config = cut_config(subject.name, subject.num_timed)
-    plain = load_drawn(config, device=DEVICE)
-    packed = load_drawn(config, device=DEVICE, quantization_config=ExpertsConfig("nf4"))
+    # One for each: a model writes down in its configuration how its experts run.
+    plain = load_drawn(copy.deepcopy(config), device=DEVICE)
+    packed = load_drawn(
+        copy.deepcopy(config), device=DEVICE, quantization_config=ExpertsConfig("nf4")
+    )
     models = {"bf16": plain, "nf4": packed}
     for batch in (1, 8):
         report(subject, f"decode at batch {batch}", measure_decode(models, batch), per=NUM_STEPS)
@@ -176,8 +180,9 @@ def report(subject: Subject, what: str, times: dict[str, list[float]], *, per: i
 
 def choose(models: dict[str, PreTrainedModel], implementation: str) -> None:
     """Choose how experts in bfloat16 run. Packed ones run their own code in any case."""
-    for model in models.values():
-        model.set_experts_implementation(implementation)
+    models["bf16"].set_experts_implementation(implementation)
+    used = models["bf16"].config._experts_implementation
+    assert used == implementation, f"experts run by {used}, not by {implementation}"
 
 
 def measure_decode(models: dict[str, PreTrainedModel], batch: int) -> dict[str, list[float]]:
