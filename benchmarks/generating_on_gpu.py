@@ -13,7 +13,7 @@ import argparse
 import json
 import types
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.memory.caches import (
     NUM_EVENTS,
     compare_case,
+    follow,
     list_events,
     make_heads,
     measure_case,
@@ -131,21 +132,7 @@ def _probe_flex(case: tuple[int, ...]) -> None:
 
         for name, run in (("mask", make_mask), ("attention", attend)):
             mask = make_mask()
-            print(json.dumps({name: case, "events": _follow(run)}), flush=True)
-
-
-def _follow(run: Callable[[], Any]) -> list[int]:
-    """Return the sizes that a function takes, and as negative numbers those that it gives back."""
-    import torch
-
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.memory._record_memory_history(context=None, max_entries=NUM_EVENTS)
-    kept = run()
-    torch.cuda.synchronize()
-    sizes = [size for size, _ in list_events()]
-    del kept
-    return sizes
+            print(json.dumps({name: case, "events": follow(run)}), flush=True)
 
 
 def _measure_assisted(case: tuple[str, int, int, int, int], events: Path | None) -> None:

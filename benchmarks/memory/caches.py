@@ -234,8 +234,8 @@ def list_events() -> list[list[Any]]:
     ]
 
 
-def _follow(run: Callable[[], Any]) -> list[int]:
-    """Return the sizes that a function allocates."""
+def follow(run: Callable[[], Any]) -> list[int]:
+    """Return the sizes that a function takes, and as negative numbers those that it gives back."""
     import torch
 
     run()
@@ -243,9 +243,14 @@ def _follow(run: Callable[[], Any]) -> list[int]:
     torch.cuda.memory._record_memory_history(context=None, max_entries=NUM_EVENTS)
     kept = run()
     torch.cuda.synchronize()
-    sizes = [size for size, _ in list_events() if size > 0]
+    sizes = [size for size, _ in list_events()]
     del kept
     return sizes
+
+
+def _follow_taken(run: Callable[[], Any]) -> list[int]:
+    """Return the sizes that a function takes."""
+    return [size for size in follow(run) if size > 0]
 
 
 def make_heads(case: tuple[int, ...], *, is_transposed: bool) -> list[Any]:
@@ -278,15 +283,15 @@ def _probe_flash() -> None:
 
                 try:
                     if backend is None:
-                        sizes = _follow(run)
+                        sizes = _follow_taken(run)
                     else:
                         with sdpa_kernel(backend):
-                            sizes = _follow(run)
+                            sizes = _follow_taken(run)
                 except RuntimeError as error:
                     sizes = [str(error)[:80]]  # type: ignore[list-item]
                 print(json.dumps({"sdpa": str(backend), "case": case, "sizes": sizes}), flush=True)
             flat = make_heads(case, is_transposed=False)
-            sizes = _follow(
+            sizes = _follow_taken(
                 partial(raw, *flat, None, None, case[1], case[2], 0.0, is_causal, False)
             )
             print(json.dumps({"flash": case, "sizes": sizes}), flush=True)
@@ -300,7 +305,7 @@ def _probe_flash_attn() -> None:
     with torch.inference_mode():
         for case in _ATTENTION:
             heads = make_heads(case, is_transposed=False)
-            sizes = _follow(partial(flash_attn.flash_attn_func, *heads, causal=True))
+            sizes = _follow_taken(partial(flash_attn.flash_attn_func, *heads, causal=True))
             print(json.dumps({"flash_attn": case, "sizes": sizes}), flush=True)
 
 

@@ -15,18 +15,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-_ARCHITECTURES = {
-    "mixtral": "llama",
-    "olmoe": "olmoe",
-    "qwen2_moe": "qwen2moe",
-    "qwen3_moe": "qwen3moe",
-    "deepseek_v2": "deepseek2",
-    "deepseek_v3": "deepseek2",
-    "dots1": "dots1",
-    "glm4_moe": "glm4moe",
-    "minimax_m2": "minimax-m2",
-    "gpt_oss": "gpt-oss",
-}
+from moetool.memory.serving.ggml.families import ARCHITECTURES
+
 # Architectures whose second norm is named after attention, not before the experts.
 _LATE_NORMS = ("gpt_oss", "glm4_moe")
 _TYPES = {
@@ -49,14 +39,14 @@ def write_gguf(config: PretrainedConfig, path: Path, *, tensor_type: str) -> Non
     """Write an untrained model of a configuration.
 
     Args:
-        config: A configuration of one of the families in `_ARCHITECTURES`.
+        config: A configuration of one of the families in `ARCHITECTURES`.
         path: The file.
         tensor_type: The type of every matrix: `f32`, `f16`, `bf16` or `q8_0`; with `mxfp4`, experts
             are in that type, and other matrices in `bf16`.
     """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    architecture = _ARCHITECTURES[config.model_type]
+    architecture = ARCHITECTURES[config.model_type]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_file_type(_FILE_TYPES[tensor_type])
     _add_sizes(writer, config)

@@ -18,6 +18,7 @@ import traceback
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,8 @@ def measure_model(model: str, form: Mapping[str, Any], *, file: Path, events: Pa
     }
     release()
     of_model["weights_bytes"] = torch.cuda.memory_allocated() - held_before_bytes
-    of_model |= {"torch": torch.__version__, "transformers": _find_version("transformers")}
-    of_model["bitsandbytes"] = _find_version("bitsandbytes")
+    of_model |= {"torch": torch.__version__, "transformers": version("transformers")}
+    of_model["bitsandbytes"] = version("bitsandbytes")
     is_first_format = form == {"quantization": "nf4"}
     for sizes in SCENARIOS if is_first_format else SCENARIOS[:1]:
         names = ("batch_size", "num_prompt_tokens", "num_new_tokens")
@@ -238,12 +239,6 @@ def simulate_line(line: Mapping[str, Any]) -> dict[str, int]:
         "decode_peak_bytes": decode,
         "peak_reserved_bytes": run.figures.peak_reserved_bytes,
     }
-
-
-def _find_version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
 
 
 if __name__ == "__main__":

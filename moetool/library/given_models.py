@@ -19,7 +19,7 @@ def find_reference(model: object) -> ModelReference:
 
     Raises:
         UsageError: It is given in another way.
-        InputError: There is no such model.
+        InputError: The model can't be found.
     """
     if isinstance(model, ModelReference):
         return model

@@ -39,23 +39,39 @@ def check_target_file(
     Raises:
         UsageError: The path exists, is not that of a file, or no file can be created in its folder.
     """
-    if not os.path.isdir(target.parent):
-        raise UsageError(
-            f"'{target.parent}' is not a folder.", hint="Create it first, or name another."
-        )
+    check_folder(target.parent)
     with saying_what_failed(target):
         found = _stat(target)
     if found is not None:
         _check_replaceable(target, found, inputs=inputs)
     if os.path.lexists(target) and not replace_existing:
         raise UsageError(f"'{target}' exists.", hint=hint)
+    check_writable(target.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder exists.
+
+    Raises:
+        UsageError: It doesn't, or is not a folder.
+    """
+    if not os.path.isdir(folder):
+        raise UsageError(f"'{folder}' is not a folder.", hint="Create it first, or name another.")
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be created in a folder.
+
+    Raises:
+        UsageError: None can.
+    """
     try:
         # It has no name or a unique one, and disappears even after a kill -9.
-        with tempfile.TemporaryFile(dir=target.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UsageError(
-            f"Can't write to '{target.parent}': {error.strerror}.",
+            f"Can't write to '{folder}': {error.strerror}.",
             hint="Name a folder that you may write to.",
         ) from error
 

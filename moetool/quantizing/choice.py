@@ -43,7 +43,7 @@ def choose_quantization(
         quantize_experts: Quantize routed experts.
 
     Raises:
-        UsageError: There is no such format, or an option has no effect with it.
+        UsageError: The format is unknown, or an option has no effect with it.
     """
     kind = Quantization.NONE
     if quantization is not None:

@@ -117,7 +117,7 @@ def parse_attention(text: str) -> Attention:
     """Return an attention implementation by its name or a short one, in upper or lower case.
 
     Raises:
-        BadParameter: There is no such implementation.
+        BadParameter: The name is unknown.
     """
     try:
         return Attention(text.lower())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -11,14 +10,14 @@ from moetool.garbage import seldom_collected
 from moetool.memory.answers.figures import Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
-from moetool.memory.loaded.packed.kernels_on_meta import offer_kernels_on_meta
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sharing.device_maps import DeviceMaps
+from moetool.memory.simulated.runs import make_run_options
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.memory.long_generation import simulate_generation
 from moetool.simulation.memory.memory_replay import MemoryProfile, replay_timeline
-from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.memory_run import MemoryRun
 from moetool.simulation.memory.timeline import Timeline
 from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
 from moetool.simulation.parallel.moved import (
@@ -56,18 +55,13 @@ def run_by_device_map(
     device_map = maps.find_devices(budget_bytes=memory_bytes - CONTEXT_BYTES, num_gpus=num_gpus)
     loader.say(f"simulating {loader.name(scenario)}: device map on {num_gpus} GPUs")
     skeleton = model.packed or loader.builder.build(scenario)
-    kernels = offer_kernels_on_meta() if model.packed else nullcontext()
-    options = RunOptions(
-        batch_size=scenario.batch_size,
-        has_padding=scenario.has_padding,
-        cache=scenario.cache_plan,
-        num_beams=scenario.num_beams,
-        num_return_sequences=scenario.num_return_sequences,
+    options = make_run_options(
+        scenario,
         workspace_bytes=find_workspace_bytes(loader.gpu),
         lt_workspace_bytes=LT_WORKSPACE_BYTES,
     )
     method, notes = Method.SIMULATED, ()
-    with moving_arguments(skeleton, device_map), kernels:
+    with moving_arguments(skeleton, device_map), model.offer_kernels():
         # Equal layers may be on different devices, so each of them runs.
         begin = partial(MemoryRun, skeleton, is_each_layer_run=True)
         try:

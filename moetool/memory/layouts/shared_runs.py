@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,7 +11,6 @@ from moetool.garbage import seldom_collected
 from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
-from moetool.memory.loaded.packed.kernels_on_meta import offer_kernels_on_meta
 from moetool.memory.machine.gpu_group import ParallelWay
 from moetool.memory.scenario import Scenario
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
@@ -108,9 +106,8 @@ class SharedRuns:
         loader.say(say)
         # Sharing changes the skeleton.
         skeleton = copy.deepcopy(model.packed) if model.packed else loader.builder.build(scenario)
-        kernels = offer_kernels_on_meta() if model.packed else nullcontext()
         try:
-            with acting_as_rank(rank, num_ranks=num_gpus), kernels:
+            with acting_as_rank(rank, num_ranks=num_gpus), model.offer_kernels():
                 shared = share_among_ranks(
                     skeleton, num_ranks=num_gpus, is_by_experts=self.way is ParallelWay.EXPERT
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from moetool.memory.assisting.refusals import refuse_pair
 from moetool.memory.gpu_overhead import find_capability
 from moetool.memory.loaded.as_stored import hold_as_stored
 from moetool.memory.loaded.loaded_format import OlderGpus
+from moetool.memory.loaded.packed.kernels_on_meta import offer_kernels_on_meta
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.scenario import Dtype, LoadingOptions, Scenario, Task
 from moetool.quantizing.kinds import Quantization
@@ -62,6 +64,15 @@ class LoadedModel:
     stored_notes: tuple[str, ...] = ()
     packed: PreTrainedModel | None = None
     older: OlderGpus | None = None
+
+    @property
+    def simulated(self) -> PreTrainedModel:
+        """The model that runs in simulation, under `offer_kernels`."""
+        return self.skeleton if self.packed is None else self.packed
+
+    def offer_kernels(self) -> AbstractContextManager[None]:
+        """Return a context with stand-ins for the kernels of packed weights, if there are any."""
+        return nullcontext() if self.packed is None else offer_kernels_on_meta()
 
     @property
     def runs_in_full_precision(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -11,7 +11,6 @@ from moetool.garbage import seldom_collected
 from moetool.memory.assisting.held import hold_assistant
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
-from moetool.memory.loaded.packed.kernels_on_meta import offer_kernels_on_meta
 from moetool.memory.scenario import LoadingOptions, Scenario
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
@@ -120,19 +119,20 @@ class ModelRuns:
         builder.refuse_scenario(scenario)
         model, assistant = self.loader.load(scenario), self.loader.load_assistant(scenario)
         self._say(scenario)
-        are_packed = model.packed is not None or (assistant and assistant.packed) is not None
-        kernels = offer_kernels_on_meta() if are_packed else nullcontext()
         try:
-            with kernels:
+            with ExitStack() as kernels:
+                for each in (model, assistant):
+                    if each is not None:
+                        kernels.enter_context(each.offer_kernels())
                 run = run_scenario(
-                    model.packed or model.skeleton,
+                    model.simulated,
                     scenario,
                     workspace_bytes=find_workspace_bytes(self.loader.gpu),
                     context_bytes=CONTEXT_BYTES,
                     is_brief=is_brief,
                     needs_data=self._needs_data.get(scenario.loading) if is_brief else None,
                     most_work=self.most_work,
-                    assistant=None if assistant is None else assistant.packed or assistant.skeleton,
+                    assistant=None if assistant is None else assistant.simulated,
                     on_step=partial(self._say, scenario),
                 )
         except CantSimulate as error:

@@ -112,15 +112,11 @@ def run_scenario(
             context_bytes=context_bytes,
             on_step=on_step,
         )
-    options = RunOptions(
-        batch_size=scenario.batch_size,
-        has_padding=scenario.has_padding,
-        cache=scenario.cache_plan,
-        num_beams=scenario.num_beams,
-        num_return_sequences=scenario.num_return_sequences,
+    options = replace(
+        make_run_options(
+            scenario, workspace_bytes=workspace_bytes, lt_workspace_bytes=lt_workspace_bytes
+        ),
         is_routing_kept=scenario.task is Task.TRACE,
-        workspace_bytes=workspace_bytes,
-        lt_workspace_bytes=lt_workspace_bytes,
         block_budget=block_budget,
     )
     notes: list[str] = []
@@ -173,6 +169,21 @@ def run_scenario(
         work=simulation.work,
         replay=simulation.replay,
         assistant=simulation.assistant,
+    )
+
+
+def make_run_options(
+    scenario: Scenario, *, workspace_bytes: int, lt_workspace_bytes: int
+) -> RunOptions:
+    """Return the options that a scenario's runs share, on one GPU or several."""
+    return RunOptions(
+        batch_size=scenario.batch_size,
+        has_padding=scenario.has_padding,
+        cache=scenario.cache_plan,
+        num_beams=scenario.num_beams,
+        num_return_sequences=scenario.num_return_sequences,
+        workspace_bytes=workspace_bytes,
+        lt_workspace_bytes=lt_workspace_bytes,
     )
 
 

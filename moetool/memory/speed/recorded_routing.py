@@ -32,7 +32,7 @@ def read_routing(path: Path, choices: Mapping[MoeLayer, int]) -> Routing:
         choices: The number of experts a token chooses in each routed layer of the model.
 
     Raises:
-        InputError: There is no trace at the path, it can't be read, or it is of another model.
+        InputError: The trace doesn't exist, can't be read, or is of another model.
     """
     source = open_trace(path)
     counts = count_experts(source, by="domain")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from moetool.checkpoint.stated.quantization import find_method
 from moetool.errors import InputError, UsageError
 from moetool.output.interrupts import holding_interrupts
 from moetool.output.locks import open_locked, refuse_as_held, write_holder
-from moetool.output.targets import REPLACE_HINT
+from moetool.output.targets import REPLACE_HINT, check_folder, check_writable
 from moetool.registration import METHOD
 
 _LOCK = ".moetool-lock"
@@ -36,18 +35,8 @@ def check_target_folder(target: Path, *, replace_existing: bool) -> None:
                 f"'{target}' isn't a folder that moetool quantize wrote: it isn't replaced.",
                 hint="Choose another name, or remove it first.",
             )
-    if not target.parent.is_dir():
-        raise UsageError(
-            f"'{target.parent}' is not a folder.", hint="Create it first, or name another."
-        )
-    try:
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"Can't write to '{target.parent}': {error.strerror}.",
-            hint="Name a folder that you may write to.",
-        ) from error
+    check_folder(target.parent)
+    check_writable(target.parent)
 
 
 @contextmanager
