@@ -42,6 +42,12 @@ class ExpertMatrix:
         return self.out_features * self.in_features
 
     @property
+    def plain_shape(self) -> tuple[int, int, int]:
+        """The dimensions of the plain parameter, if it has three."""
+        width = (self.out_features, self.in_features)
+        return (self.num_experts, *(width[::-1] if self.is_transposed else width))
+
+    @property
     def num_blocks(self) -> int:
         """Blocks of weights with a scale each, of one expert in 4 bits."""
         return math.ceil(self.num_weights / BLOCK_SIZE)
@@ -105,6 +111,7 @@ class Packing:
             name: torch.empty(shape, dtype=dtype, device=stack.device)
             for name, (shape, dtype) in self.list_tensors(matrix).items()
         }
+        stack = stack.view(matrix.plain_shape)
         for expert in range(matrix.num_experts):
             weight = stack[expert]
             weight = (weight.T if matrix.is_transposed else weight).contiguous()

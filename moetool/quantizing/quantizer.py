@@ -23,10 +23,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.quantizing.choice import QuantizationChoice
-from moetool.quantizing.experts import is_packed, pack_module
 from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.layout import list_modules_left_out, list_packable
 from moetool.quantizing.linear import make_lean
+from moetool.quantizing.packed_modules import find_stack, list_packed_names, pack_module
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.saving.reloading import make_conversions
 from moetool.registration import METHOD, remove_placeholders
@@ -119,8 +119,8 @@ class ExpertsQuantizer(HfQuantizer):
         self, model: PreTrainedModel, param_name: str, param: torch.Tensor
     ) -> float:
         """Return the bytes of an element of a loaded parameter."""
-        module, _ = get_module_from_name(model, param_name)
-        if is_packed(module):
+        module, name = get_module_from_name(model, param_name)
+        if name in list_packed_names(module):
             matrix = find_matrix(model, param_name)
             if matrix is None:
                 return param.element_size()
@@ -223,12 +223,10 @@ def make_config(choice: QuantizationChoice) -> ExpertsConfig:
 
 
 def find_matrix(model: PreTrainedModel, path: str) -> ExpertMatrix | None:
-    """Return what the parameter at a path stacks; None unless it is in a packed module."""
+    """Return what the parameter at a path stacks, by its own name; None unless it is packed."""
     module, name = get_module_from_name(model, path)
-    if not is_packed(module):
-        return None
-    held: Any = module
-    return next((matrix for matrix in held.packed_matrices if matrix.name == name), None)
+    found = find_stack(module, name)
+    return None if found is None else found[0]
 
 
 def prepare_model(
@@ -256,17 +254,16 @@ def prepare_model(
         quantization_config=linears.quantization_config,
         pre_quantized=is_quantized,
     )
-    _tie_scales(model)
+    _tie_scales(model, config.packing)
 
 
-def _tie_scales(model: PreTrainedModel) -> None:
+def _tie_scales(model: PreTrainedModel, packing: Packing) -> None:
     """Tie the scales of matrices that are tied themselves (DiffusionGemma)."""
     tied: dict[str, str] = model.all_tied_weights_keys
     for target, source in list(tied.items()):
         matrix = find_matrix(model, target)
         if matrix is None:
             continue
-        module: Any = get_module_from_name(model, target)[0]
-        for name in module.packing.list_tensors(matrix):
+        for name in packing.list_tensors(matrix):
             suffix = name.removeprefix(matrix.name)
             tied[f"{target}{suffix}"] = f"{source}{suffix}"

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.quantizing.choice import QuantizationChoice
-from moetool.quantizing.experts import is_packed
 from moetool.quantizing.layout import list_converted_linears, list_packable
+from moetool.quantizing.packed_modules import is_packed, list_packed_names
 from moetool.quantizing.packing import ExpertMatrix, Packing
 
 
@@ -103,7 +103,7 @@ def measure_bytes(model: PreTrainedModel) -> WeightBytes:
     sizes = {"experts": 0, "linears": 0, "plain": 0}
     seen: set[int] = set()
     for module in model.modules():
-        packed = _list_packed_names(module)
+        packed = list_packed_names(module)
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen:
                 continue
@@ -112,13 +112,6 @@ def measure_bytes(model: PreTrainedModel) -> WeightBytes:
             part = "experts" if name in packed else "linears" if scales else "plain"
             sizes[part] += parameter.nbytes + sum(scale.nbytes for scale in scales)
     return WeightBytes(**sizes)
-
-
-def _list_packed_names(module: nn.Module) -> set[str]:
-    if not is_packed(module):
-        return set()
-    held: Any = module
-    return {name for names in held.packed_names.values() for name in names}
 
 
 def _iter_scales(module: nn.Module, parameter: Any) -> Iterator[torch.Tensor]:
