@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -175,9 +176,12 @@ def _check_room(
             f"'{target.parent}' has {format_bytes(left)} free.",
             hint="Name a folder on a disk with more space.",
         )
-    # The fused parameter, and what it is fused of.
-    largest = max(p.numel() for p in skeleton.parameters()) * dtype.itemsize
-    needed, available = 2 * largest, find_available_bytes()
+    # A fused parameter, and what it is fused of. Where matrices of experts are apart in the files,
+    # these are single ones, with copies, and what was packed of the others.
+    largest = max(p.numel() for p in skeleton.parameters())
+    stored = max((math.prod(tensor.shape) for tensor in headers.tensors), default=0)
+    needed = min(2 * largest, largest + 4 * stored) * dtype.itemsize
+    available = find_available_bytes()
     if available is not None and needed > available:
         raise OutOfMemoryError(
             f"{checkpoint.name} takes up to {format_bytes(needed)} of memory while it is quantized, "

@@ -26,8 +26,10 @@ from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.layout import list_modules_left_out, list_packable
 from moetool.quantizing.linear import make_lean
-from moetool.quantizing.packed_modules import find_stack, list_packed_names, pack_module
-from moetool.quantizing.packing import ExpertMatrix, Packing
+from moetool.quantizing.loading.stacks import find_matrix
+from moetool.quantizing.loading.streaming import pack_while_reading
+from moetool.quantizing.packed_modules import list_packed_names, pack_module
+from moetool.quantizing.packing import Packing
 from moetool.quantizing.saving.reloading import make_conversions
 from moetool.registration import METHOD, remove_placeholders
 
@@ -149,17 +151,21 @@ class ExpertsQuantizer(HfQuantizer):
         self, model: PreTrainedModel, **_: object
     ) -> PreTrainedModel:
         make_lean(model)
+        # `save_pretrained` would undo them. Quantized weights keep the model's own names in files.
+        model._weight_conversions = []
         return model
 
-    def get_quantize_ops(self) -> ConversionOps:
+    def get_quantize_ops(self) -> PackWeights:
         """Return the operation that follows those that fuse the weights of a parameter."""
         return PackWeights(self.packing, self._linears)
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+    def update_weight_conversions(
+        self, weight_conversions: list[Any], model: Any = None
+    ) -> list[Any]:
         """Return the conversions of files: those of quantized weights have the model's names."""
         del model
         if not self.pre_quantized:
-            return weight_conversions
+            return pack_while_reading(weight_conversions)
         operation = self._linears.get_load_operations()["deserialize"]
         names = self._linears.serialized_names["weight"]
         return [*make_conversions(self, operation, names)]
@@ -183,7 +189,7 @@ class PackWeights(ConversionOps):
     """Quantizes one parameter, which is the only plain one at that time."""
 
     def __init__(self, packing: Packing, linears: Any) -> None:
-        self._packing = packing
+        self.packing = packing
         self._linears = linears
 
     def convert(
@@ -201,12 +207,7 @@ class PackWeights(ConversionOps):
             weight = value[0] if isinstance(value, list) else value
             matrix = find_matrix(model, path)
             if matrix is not None:
-                owner = path.rpartition(".")[0]
-                packed = self._packing.quantize(weight, matrix)
-                converted |= {
-                    f"{owner}.{name}": nn.Parameter(tensor, requires_grad=False)
-                    for name, tensor in packed.items()
-                }
+                converted |= self.take_packed(path, self.packing.quantize(weight, matrix))
             elif self._linears.param_needs_quantization(model, path):
                 operation = self._linears.get_quantize_ops()
                 converted |= operation.convert({path: weight}, model=model, **kwargs)
@@ -214,19 +215,22 @@ class PackWeights(ConversionOps):
                 converted[path] = weight
         return converted
 
+    def take_packed(
+        self, path: str, packed: dict[str, torch.Tensor], **_: object
+    ) -> dict[str, Any]:
+        """Return the tensors that take the place of a stack of experts, by path."""
+        owner = path.rpartition(".")[0]
+        return {
+            f"{owner}.{name}": nn.Parameter(tensor, requires_grad=False)
+            for name, tensor in packed.items()
+        }
+
 
 def make_config(choice: QuantizationChoice) -> ExpertsConfig:
     """Return the `quantization_config` of a choice, for `from_pretrained`."""
     return ExpertsConfig(
         choice.quantization.value, choice.is_double_quantized, choice.quantizes_experts
     )
-
-
-def find_matrix(model: PreTrainedModel, path: str) -> ExpertMatrix | None:
-    """Return what the parameter at a path stacks, by its own name; None unless it is packed."""
-    module, name = get_module_from_name(model, path)
-    found = find_stack(module, name)
-    return None if found is None else found[0]
 
 
 def prepare_model(

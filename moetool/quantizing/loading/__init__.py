@@ -1,0 +1,1 @@
+"""Weights quantized while they are read."""
