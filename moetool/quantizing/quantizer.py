@@ -26,9 +26,9 @@ from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.layout import list_modules_left_out, list_packable
 from moetool.quantizing.linear import make_lean
+from moetool.quantizing.loading.packed_modules import list_packed_names, pack_module
 from moetool.quantizing.loading.stacks import find_matrix
 from moetool.quantizing.loading.streaming import pack_while_reading
-from moetool.quantizing.packed_modules import list_packed_names, pack_module
 from moetool.quantizing.packing import Packing
 from moetool.quantizing.saving.reloading import make_conversions
 from moetool.registration import METHOD, remove_placeholders

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.layout import list_converted_linears, list_packable
-from moetool.quantizing.packed_modules import is_packed, list_packed_names
+from moetool.quantizing.loading.packed_modules import is_packed, list_packed_names
 from moetool.quantizing.packing import ExpertMatrix, Packing
 
 

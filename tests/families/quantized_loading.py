@@ -20,8 +20,8 @@ from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.experts import packed_tensors
 from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.layout import find_matrices, list_converted_linears, list_packable
+from moetool.quantizing.loading.packed_modules import is_packed
 from moetool.quantizing.on_meta.skeleton import quantize_skeleton
-from moetool.quantizing.packed_modules import is_packed
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.quantizer import make_config
 from moetool.quantizing.sizes import measure_bytes, plan_bytes

@@ -1,1 +1,1 @@
-"""Weights quantized while they are read."""
+"""Modules that hold quantized weights, which are quantized while they are read."""

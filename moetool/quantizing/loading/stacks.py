@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from moetool.quantizing.packed_modules import find_stack
+from moetool.quantizing.loading.packed_modules import find_stack
 from moetool.quantizing.packing import ExpertMatrix
 
 

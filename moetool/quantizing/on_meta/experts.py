@@ -15,8 +15,8 @@ from moetool.anatomy.routing.rules import num_inputs
 from moetool.quantizing import experts, kernels, unpacking
 from moetool.quantizing.kernels import launch
 from moetool.quantizing.kinds import Quantization
+from moetool.quantizing.loading.packed_modules import pack_module, under_the_same_name
 from moetool.quantizing.on_meta.operations import dequantize_4bit
-from moetool.quantizing.packed_modules import pack_module, under_the_same_name
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.simulation.meta.replaced import replaced
 
@@ -135,8 +135,9 @@ class _Program:
 
 
 _PROGRAMS = SimpleNamespace(
-    multiply_4bit=_Program(),
-    multiply_int8=_Program(),
+    multiply_each=_Program(),
+    multiply_gated=_Program(),
+    multiply_and_add_up=_Program(),
     dequantize_int8=_Program(),
     add_up=_Program(),
 )

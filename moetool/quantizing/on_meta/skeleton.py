@@ -15,8 +15,8 @@ from moetool.checkpoint.stated.quantization import find_method, find_stated
 from moetool.errors import UsageError
 from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.layout import list_converted_linears, list_packable
+from moetool.quantizing.loading.packed_modules import replace_tensors
 from moetool.quantizing.on_meta.experts import pack_on_meta
-from moetool.quantizing.packed_modules import replace_tensors
 from moetool.quantizing.packing import ExpertMatrix, Packing
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from torch import nn
 
 from moetool.anatomy.routing.rules import num_inputs
 from moetool.quantizing.experts import run_experts, run_scaled_rows
+from moetool.quantizing.gating import find_gating
 from moetool.quantizing.packing import ExpertMatrix, Packing
 
 
@@ -35,6 +36,7 @@ def pack_module(
         keeps_plain: Leave the plain parameters until codes are set in their place: transformers'
             conversions look at the shapes and dtypes that plain weights shall have.
     """
+    gating = find_gating(module)
     places: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {}
     for matrix in matrices:
         child, _, own_name = matrix.name.rpartition(".")
@@ -53,7 +55,14 @@ def pack_module(
         owner.packed_stacks[own_name] = (own, packing)
         names = packing.list_tensors(matrix)
         places[matrix.name] = (child, tuple(zip(names, tensors, strict=True)))
-    module.__dict__.update(packed_matrices=tuple(matrices), packing=packing, packed_places=places)
+    module.__dict__.update(
+        packed_matrices=tuple(matrices),
+        packing=packing,
+        packed_places=places,
+        gating=gating,
+        has_identity=hasattr(module, "identity_expert"),
+        has_own_norm=bool(getattr(module, "has_post_expert_norm", False)),
+    )
     module_class: Any = type(module)
     takes_scaled_rows = num_inputs(module) == 1
     module.__class__ = _running_class(module_class, takes_scaled_rows=takes_scaled_rows)
