@@ -77,7 +77,8 @@ def plan_bytes(
 def count_plain_layer(model: PreTrainedModel) -> int:
     """Return the bytes of the largest layer's experts before they are packed; 0 if none are.
 
-    At most that many are on the device unpacked while a model loads.
+    At most that many are on the device unpacked while a model loads: where files hold the experts
+    of a layer in one tensor.
     """
     packed: list[Any] = [module for module in model.modules() if is_packed(module)]
     weights = (sum(m.num_experts * m.num_weights for m in each.packed_matrices) for each in packed)

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from moetool import inspect_model, load_quantized, quantize_checkpoint
 from moetool.checkpoint.headers.local_headers import read_local_headers
-from moetool.errors import InputError, UsageError
+from moetool.errors import InputError, OutOfMemoryError, UsageError
+from moetool.library import quantize_checkpoint as quantize_module
 from moetool.quantizing.saving.save import save_quantized
 from moetool.quantizing.saving.shards import ShardWriter
 from moetool.quantizing.saving.stored_weights import StoredWeight, list_stored
@@ -181,6 +182,15 @@ def test_what_a_killed_run_left_behind_is_replaced_and_other_folders_are_not(
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
+def test_too_little_memory_is_known_before_anything_is_read(
+    olmoe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_module, "find_available_bytes", lambda: 100_000)
+    with pytest.raises(OutOfMemoryError, match=r"while it is quantized, and 97\.7 KiB are"):
+        quantize_checkpoint(olmoe, tmp_path / "saved")
+    assert not any(tmp_path.iterdir())
+
+
 def _drop(folder: Path) -> None:
     path = next(folder.glob("*.safetensors"))
     tensors = load_file(path)
@@ -239,7 +249,7 @@ def test_another_format_is_not_laid_over_the_saved_one(olmoe: Path, tmp_path: Pa
         lambda: load_quantized(tmp_path / "saved", "int8"),
         lambda: quantize_checkpoint(tmp_path / "saved", tmp_path / "again"),
     ):
-        with pytest.raises(InputError, match="quantized already"):
+        with pytest.raises(InputError, match=r"are quantized already \(moetool, nf4\)"):
             act()
 
 
