@@ -152,7 +152,8 @@ class ExpertsQuantizer(HfQuantizer):
     ) -> PreTrainedModel:
         make_lean(model)
         # `save_pretrained` would undo them. Quantized weights keep the model's own names in files.
-        model._weight_conversions = []
+        loaded: Any = model
+        loaded._weight_conversions = []
         return model
 
     def get_quantize_ops(self) -> PackWeights:
