@@ -199,7 +199,9 @@ def test_several_are_rendered_with_what_is_unknown(
     estimates = [estimate_of(name) for name in ("awq", "mlx")]
     text = RENDERERS[form](estimates, View(width=80))
     if form == "table":
-        assert text.startswith(f"1 of 1 fit on 1 × {SMALL_GPU}.\nMemory unknown for 1 of 2 estimates")
+        assert text.startswith(
+            f"1 of 1 fit on 1 × {SMALL_GPU}.\nMemory unknown for 1 of 2 estimates"
+        )
         assert max(map(len, text.splitlines())) <= 80
 
 
