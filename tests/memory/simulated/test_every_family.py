@@ -13,7 +13,7 @@ from moetool.memory.scenario import Scenario
 from tests.families.tiny.models import available
 from tests.memory.saved_configs import save_config
 
-TINY = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=2, dtype="float32")
+TINY = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=3, dtype="float32")
 FIGURES = (
     *("weights_bytes", "cache_bytes", "peak_allocated_bytes", "peak_reserved_bytes"),
     "total_device_bytes",
