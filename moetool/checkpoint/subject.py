@@ -17,7 +17,10 @@ from moetool.checkpoint.hub import UnreachableHubError
 from moetool.checkpoint.reference import ModelKind, ModelReference
 from moetool.errors import InputError
 
-_PICKLED = "The weights are pickled and can't be read without running them, so they were not read."
+_PICKLED = (
+    "The weights on the Hub are pickled, and were not read: their headers are only read from a local "
+    "copy."
+)
 
 
 class AskedSource(StrEnum):
@@ -153,15 +156,7 @@ def _replace_hub(
 
 def _find_in_folder(model: str, folder: Path, *, source: AskedSource) -> Subject:
     config = read_json(folder / "config.json", missing=f"'{folder}' holds no config.json.")
-    notes: tuple[str, ...] = ()
-    headers = None
-    if source is not AskedSource.SKELETON:
-        try:
-            headers = read_local_headers(folder)
-        except PickledWeightsError:
-            if source is AskedSource.HEADERS:
-                raise
-            notes = (_PICKLED,)
+    headers = None if source is AskedSource.SKELETON else read_local_headers(folder)
     return Subject(
         model=model,
         config=config,
@@ -169,7 +164,6 @@ def _find_in_folder(model: str, folder: Path, *, source: AskedSource) -> Subject
         headers=headers,
         code=str(folder),
         revision=None,
-        notes=notes,
     )
 
 

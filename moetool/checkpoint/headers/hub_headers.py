@@ -143,9 +143,13 @@ def _read_weights(
         ) from error
     if not files.names:
         return None
-    files.check_safetensors(repository.hub_id)
     if all((folder / name).is_file() for name in files.names):
         return read_local_headers(folder)
+    files.check_safetensors(
+        repository.hub_id,
+        hint=f"Run `hf download {repository.hub_id}` and name the folder, where their headers are "
+        "read; or count by the configuration: --source skeleton.",
+    )
     return _read_ranges(files, repository, deadline)
 
 

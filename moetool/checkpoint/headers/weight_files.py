@@ -20,7 +20,7 @@ class MissingWeightsError(InputError):
 
 
 class PickledWeightsError(InputError):
-    """Weights are pickled, so reading them means running them."""
+    """Weights are pickled, where only safetensors are read."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,20 @@ class WeightFiles:
     names: tuple[str, ...]
     weight_map: Mapping[str, str] | None = None
 
-    def check_safetensors(self, label: str) -> None:
+    def check_safetensors(self, label: str, *, hint: str) -> None:
         """Check that none of them is a pickle.
 
         Args:
             label: The folder or repository, for error messages.
+            hint: What to do if there is one.
 
         Raises:
             PickledWeightsError: At least one is.
         """
         if any(not name.endswith(".safetensors") for name in self.names):
             raise PickledWeightsError(
-                f"'{label}' holds pickled weights, which can't be read without running them.",
-                hint="Convert them to safetensors, or count by the configuration: --source skeleton.",
+                f"'{label}' holds pickled weights, where only safetensors can be read.",
+                hint=hint,
                 facts=[f"seen: {list_some(self.names)}"],
             )
 
