@@ -85,7 +85,31 @@ def choose_weight_files(
         index = _PICKLED_INDEX
     else:
         return WeightFiles((_PICKLED,) if _PICKLED in names else ())
-    weight_map = _read_weight_map(f"{label}/{index}", read_index(index))
+    return read_indexed_files(
+        f"{label}/{index}", read_index(index), label=label, is_present=is_present
+    )
+
+
+def read_indexed_files(
+    path: str,
+    index: Mapping[str, object],
+    *,
+    label: str,
+    is_present: Callable[[str], bool],
+) -> WeightFiles:
+    """Return the weight files that an index names.
+
+    Args:
+        path: The index, for error messages.
+        index: The JSON object in it.
+        label: The folder or repository, for error messages.
+        is_present: Returns whether a file exists.
+
+    Raises:
+        MissingWeightsError: Files are missing.
+        InputError: The index is broken, or names files outside the checkpoint.
+    """
+    weight_map = _read_weight_map(path, index)
     files = tuple(sorted(set(weight_map.values())))
     missing = [name for name in files if not is_present(name)]
     if missing:

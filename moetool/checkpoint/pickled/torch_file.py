@@ -58,6 +58,22 @@ def read_torch_file(path: Path, *, file: str) -> TorchFile:
         InputError: The file can't be opened, is incomplete, or is not one of torch's.
         ExecutingPickleError: Its pickle names something that is not part of a tensor.
     """
+    value, file_bytes = read_torch_value(path)
+    try:
+        tensors, others = find_tensors(value)
+        headers = _describe(tensors, file=file)
+    except PickleError as error:
+        raise _broken_file(path, seen=str(error)) from error
+    return TorchFile(TensorHeaders(headers, {file: file_bytes}), others)
+
+
+def read_torch_value(path: Path) -> tuple[Any, int]:
+    """Return the value in a file that `torch.save` wrote, and the bytes of the file.
+
+    Raises:
+        InputError: The file can't be opened, is incomplete, or is not one of torch's.
+        ExecutingPickleError: Its pickle names something that has no stand-in.
+    """
     try:
         with path.open("rb") as opened:
             file_bytes = os.fstat(opened.fileno()).st_size
@@ -65,20 +81,16 @@ def read_torch_file(path: Path, *, file: str) -> TorchFile:
             refuse_pointer(start, path=path)
             opened.seek(0)
             if start.startswith(ZIP_START):
-                value = _read_zip(opened, file_bytes)
-            elif start.startswith(_LEGACY_START):
-                value = _read_legacy(opened, file_bytes)
-            else:
-                raise PickleError("it begins neither as a zip archive nor as torch's older format")
-            tensors, others = find_tensors(value)
-            headers = _describe(tensors, file=file)
+                return _read_zip(opened, file_bytes), file_bytes
+            if start.startswith(_LEGACY_START):
+                return _read_legacy(opened, file_bytes), file_bytes
+            raise PickleError("it begins neither as a zip archive nor as torch's older format")
     except ForbiddenNameError as error:
         raise refuse_name(path, error) from error
     except PickleError as error:
         raise _broken_file(path, seen=str(error)) from error
     except OSError as error:
         raise _broken_file(path, seen=error.strerror or str(error)) from error
-    return TorchFile(TensorHeaders(headers, {file: file_bytes}), others)
 
 
 def refuse_name(path: Path, error: ForbiddenNameError) -> ExecutingPickleError:

@@ -6,6 +6,7 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,7 @@ def test_a_folder_without_weights_holds_no_headers(tmp_path: Path) -> None:
 
 def test_pickled_weights_are_read_as_safetensors_are(tmp_path: Path) -> None:
     tensors = {"b": torch.zeros(4, 3), "a": torch.zeros(2, dtype=torch.bfloat16)}
-    kinds = {"safetensors": save_file, "bin": torch.save}
+    kinds: dict[str, Callable[..., object]] = {"safetensors": save_file, "bin": torch.save}
     found = {}
     for suffix, save in kinds.items():
         folder = tmp_path / suffix
