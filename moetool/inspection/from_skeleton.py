@@ -115,6 +115,9 @@ def inspect_built(
     published = subject.published
     if published is not None and subject.is_from_catalogue:
         table = add_extra(table, published.extra_parameters)
+        if published.routes_otherwise:
+            own = tuple(replace(layer, style=None) for layer in anatomy.routed_layers)
+            anatomy = replace(anatomy, routed_layers=own)
     parameters = summarize(table)
     experts = skeleton.experts
     if not experts.are_all_read:

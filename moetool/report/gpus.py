@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _NOT_GIVEN = "A figure is null where the source doesn't give it or the GPU has no such operation."
 _LEGEND = (
     "memory: as the driver reports it; * as advertised. bf16 and fp8: peaks of dense matrices, in "
-    "TFLOPS. Each name is one for `moetool memory-estimate --gpu`, as is an amount such as 24GiB."
+    "TFLOPS. For TPUs, only weights, cache and bounds on time are estimated. Each name is one for `moetool memory-estimate --gpu`, as is an amount such as 24GiB."
 )
 _COLUMNS = (
     "id",
