@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 _NOT_GIVEN = "A figure is null where the source doesn't give it or the GPU has no such operation."
 _LEGEND = (
     "memory: as the driver reports it; * as advertised. bf16 and fp8: peaks of dense matrices, in "
-    "TFLOPS. For TPUs, only weights, cache and bounds on time are estimated. Each name is one for `moetool memory-estimate --gpu`, as is an amount such as 24GiB."
+    "TFLOPS. Each name is one for `moetool memory-estimate --gpu`, as is an amount such as 24GiB."
 )
+_OF_TPUS = "tpu: one chip; only weights, cache and bounds on time are estimated for it."
 _COLUMNS = (
     "id",
     "title",
@@ -61,9 +62,13 @@ def render_table_text(gpus: Sequence[Gpu], view: View = DEFAULT_VIEW) -> str:
     )
     closing = [
         *make_paragraphs([f"{number_of(len(gpus), 'GPU')}."]),
-        *make_paragraphs([_LEGEND], Style.MUTED),
+        *make_paragraphs([_LEGEND, *_list_remarks(gpus)], Style.MUTED),
     ]
     return render_page(([table], closing), view)
+
+
+def _list_remarks(gpus: Sequence[Gpu]) -> list[str]:
+    return [_OF_TPUS] if any(gpu.is_tpu for gpu in gpus) else []
 
 
 def render_json(gpus: Sequence[Gpu], _: View = DEFAULT_VIEW) -> str:

@@ -13,10 +13,14 @@ from moetool.checkpoint.files import read_json
 from moetool.checkpoint.headers.tensor_headers import TensorHeader, TensorHeaders
 from moetool.checkpoint.layouts.found import FoundCheckpoint
 from moetool.checkpoint.layouts.kinds import ORBAX, list_names
+from moetool.checkpoint.layouts.ocdbt import MANIFEST, read_descriptions
+from moetool.checkpoint.strict_json import JsonError, parse_json
 from moetool.errors import InputError
 
 _ZARR_2, _ZARR_3 = ".zarray", "zarr.json"
+_ENDINGS = (f"/{_ZARR_2}", f"/{_ZARR_3}")
 _MAX_SIZE = 2**63 - 1
+_MOST_DIMENSIONS = 32
 _MOST_LAYERS = 1_000
 
 # Data types of Zarr, by safetensors' names and bytes. The second version has NumPy's words.
@@ -54,29 +58,21 @@ def read_orbax(folder: Path) -> FoundCheckpoint:
     """Return the arrays of a checkpoint of Orbax, one for each layer.
 
     Raises:
-        InputError: Its arrays are in OCDBT files, or one of them is broken.
+        InputError: An array or the database of them is broken.
     """
-    names = list_names(folder)
-    if "manifest.ocdbt" in names:
-        raise InputError(
-            f"'{folder}' is {ORBAX.name} whose arrays are in OCDBT files, which moetool does not read.",
-            hint="Save it again with use_ocdbt=False, and its parameters are counted; or convert it "
-            "with MaxText's to_huggingface.py.",
-        )
-    arrays = [name for name in names if _find_header(folder / name)]
-    tensors = [
-        tensor
-        for name in arrays
-        for tensor in [_read_array(folder / name)]
-        if not _TRAINING.match(tensor.name)
-    ]
+    if (folder / MANIFEST).is_file():
+        tensors, sizes = _read_database(folder)
+    else:
+        arrays = [name for name in list_names(folder) if _find_header(folder / name)]
+        tensors = [_read_array(folder / name) for name in arrays]
+        sizes = {name: sum(_list_sizes(folder / name)) for name in arrays}
+    tensors = [tensor for tensor in tensors if not _TRAINING.match(tensor.name)]
     if not tensors:
         raise InputError(
             f"'{folder}' is {ORBAX.name} without arrays of a model.",
             hint="Name the folder that holds the arrays: often `0/items`, `default` or `params`.",
         )
     named = [replace(tensor, name=_rename(tensor.name)) for tensor in tensors]
-    sizes = _sum_files(folder, arrays)
     return FoundCheckpoint(ORBAX, TensorHeaders(tuple(_split_layers(named, folder)), sizes))
 
 
@@ -85,19 +81,40 @@ def _find_header(path: Path) -> Path | None:
 
 
 def _read_array(path: Path) -> TensorHeader:
-    """Return an array by its own description."""
+    """Return an array in a folder of its own, by its description."""
     header = _find_header(path)
     assert header is not None
-    stated = read_json(header, missing="")
-    kind = stated.get("dtype", stated.get("data_type"))
+    return _as_tensor(path.name, read_json(header, missing=""), path=header)
+
+
+def _read_database(folder: Path) -> tuple[list[TensorHeader], dict[str, int]]:
+    """Return the arrays in files of OCDBT, and the bytes of those files."""
+    found = read_descriptions(folder, is_wanted=lambda key: key.endswith(_ENDINGS))
+    tensors = []
+    for key, content in found.items():
+        name = key.rpartition("/")[0]
+        try:
+            stated = parse_json(content)
+        except JsonError as error:
+            raise _broken(folder / MANIFEST, seen=f"{key:.100}: {error}") from error
+        tensors.append(_as_tensor(name, stated, path=folder / MANIFEST))
+    parts = [name for name in list_names(folder) if name == "d" or name.startswith("ocdbt.process")]
+    sizes = {name: sum(_list_sizes(folder / name)) for name in parts}
+    return tensors, {MANIFEST: (folder / MANIFEST).stat().st_size, **sizes}
+
+
+def _as_tensor(name: str, stated: object, *, path: Path) -> TensorHeader:
+    """Return an array by the JSON that describes it, which `path` holds."""
+    fields = stated if isinstance(stated, dict) else {}
+    kind = fields.get("dtype", fields.get("data_type"))
     dtype = _DTYPES.get(kind) if isinstance(kind, str) else None
-    shape = stated.get("shape")
+    shape = fields.get("shape")
     if dtype is None or not isinstance(shape, list) or not all(map(_is_size, shape)):
-        raise _broken(header, seen=f"dtype {kind!r:.40}, shape {shape!r:.80}")
+        raise _broken(path, seen=f"{name:.100}: dtype {kind!r:.40}, shape {shape!r:.80}")
     num_elements = prod(shape)
-    if num_elements > _MAX_SIZE or len(shape) > 32:
-        raise _broken(header, seen="more elements than 64 bits can count")
-    return TensorHeader(path.name, dtype[0], tuple(shape), num_elements * dtype[1], path.name)
+    if num_elements > _MAX_SIZE or len(shape) > _MOST_DIMENSIONS:
+        raise _broken(path, seen=f"{name:.100}: more elements than 64 bits can count")
+    return TensorHeader(name, dtype[0], tuple(shape), num_elements * dtype[1], path.name)
 
 
 def _is_size(value: object) -> bool:
@@ -170,13 +187,8 @@ def _number(
             yield replace(tensor, name=name, shape=shape, num_bytes=num_bytes)
 
 
-def _sum_files(folder: Path, arrays: Iterable[str]) -> dict[str, int]:
-    """Return the bytes of each array's files. Links are not followed."""
-    sums: dict[str, int] = {}
-    for name in arrays:
-        sums[name] = sum(
-            os.lstat(os.path.join(parent, file)).st_size
-            for parent, _, files in os.walk(folder / name)
-            for file in files
-        )
-    return sums
+def _list_sizes(folder: Path) -> Iterator[int]:
+    """Yield the bytes of all files in a folder. Links are not followed."""
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            yield os.lstat(os.path.join(parent, file)).st_size

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ReportedWeights:
-    """What reports say of a system's weights, and what follows from it.
+    """The reported weights of a system, and the bound that follows from them.
 
     Attributes:
         title: The system's name, as its maker writes it.

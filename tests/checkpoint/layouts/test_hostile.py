@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "OCDBT": (
         lambda folder: write_empty(folder, "_METADATA", "manifest.ocdbt"),
-        "OCDBT files, which moetool does not read",
+        "does not lead to the arrays of a checkpoint",
     ),
     "no arrays": (lambda folder: (folder / "_METADATA").touch(), "without arrays of a model"),
     "several loose files": (
