@@ -15,6 +15,7 @@ from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 from moetool.checkpoint.headers.weight_files import PickledWeightsError
 from moetool.checkpoint.hub import UnreachableHubError
+from moetool.checkpoint.layouts.distributed import read_distributed
 from moetool.checkpoint.layouts.found import FoundCheckpoint
 from moetool.checkpoint.layouts.kinds import Layout, without_config
 from moetool.checkpoint.layouts.loose import read_loose_file
@@ -213,7 +214,7 @@ def _replace_hub(
 
 def _find_in_folder(model: str, folder: Path, *, source: AskedSource) -> Subject:
     config = read_json(folder / "config.json", missing=f"'{folder}' holds no config.json.")
-    headers = None if source is AskedSource.SKELETON else read_local_headers(folder)
+    headers = None if source is AskedSource.SKELETON else _read_headers(folder)
     return Subject(
         model=model,
         config=config,
@@ -223,6 +224,14 @@ def _find_in_folder(model: str, folder: Path, *, source: AskedSource) -> Subject
         revision=None,
         expert_sources=read_expert_sources(folder),
     )
+
+
+def _read_headers(folder: Path) -> TensorHeaders | None:
+    """Return the tensors next to a config.json: in weight files, or as torch's checkpoints."""
+    headers = read_local_headers(folder)
+    if headers is None and os.path.isfile(folder / ".metadata"):
+        return read_distributed(folder).headers
+    return headers
 
 
 def _find_on_hub(

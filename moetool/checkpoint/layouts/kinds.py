@@ -121,7 +121,11 @@ def find_layout(folder: Path) -> Layout | None:
     Raises:
         InputError: The folder can't be read.
     """
-    names = list_names(folder)
+    return name_layout(list_names(folder))
+
+
+def name_layout(names: Collection[str]) -> Layout | None:
+    """Return the format that the names of a checkpoint's files show; None if they show none."""
     for layout in _READ:
         if _has_all(layout, names):
             return layout

@@ -81,7 +81,7 @@ def _find_header(path: Path) -> Path | None:
 
 
 def _read_array(path: Path) -> TensorHeader:
-    """Return an array in a folder of its own, by its description."""
+    """Return the array in a folder, by its description."""
     header = _find_header(path)
     assert header is not None
     return _as_tensor(path.name, read_json(header, missing=""), path=header)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from moetool.checkpoint.layouts.mergekit import read_expert_sources
 from moetool.errors import InputError, UntraceableError
 from moetool.inspection.inspect import inspect_model
+from tests.checkpoint.layouts.saved import save_with_dcp
 from tests.tiny_models import build_model
 
 GROUP = 32
@@ -59,6 +60,21 @@ def test_mlx_s_packed_words_are_counted_by_the_bits_and_groups_of_each_module(
     assert found.parameters is not None
     assert found.parameters.total == expected
     assert set(found.files.dtype_bytes) == {"uint32", "float32"}
+
+
+def test_a_distributed_checkpoint_is_compared_with_the_model_of_its_config_json(
+    tmp_path: Path,
+) -> None:
+    model = build_model("mixtral")
+    save_with_dcp({"model": model.state_dict()}, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
+
+    found = inspect_model(tmp_path)
+
+    assert found.source == "skeleton and headers"
+    assert found.files is not None
+    assert found.files.differences == ()
+    assert found.top_k == 2
 
 
 MERGED = """
