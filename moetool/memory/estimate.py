@@ -28,7 +28,7 @@ from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
 from moetool.memory.serving.answer import ServingOptions
 from moetool.memory.serving.deployment import choose_default_way
 from moetool.memory.serving.serve import refuse_sharing, serve_model
-from moetool.quiet import quiet_transformers
+from moetool.process.quiet import quiet_transformers
 
 
 def estimate_memory(

@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 
 from moetool.errors import InputError
-from moetool.garbage import seldom_collected
 from moetool.memory.answers.figures import Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
@@ -14,6 +13,7 @@ from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sharing.device_maps import DeviceMaps
 from moetool.memory.simulated.runs import make_run_options
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
+from moetool.process.garbage import seldom_collected
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.memory.long_generation import simulate_generation
 from moetool.simulation.memory.memory_replay import MemoryProfile, replay_timeline

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from moetool.errors import InputError
-from moetool.garbage import seldom_collected
 from moetool.memory.assisting.held import hold_assistant
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
@@ -15,6 +14,7 @@ from moetool.memory.scenario import LoadingOptions, Scenario
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.simulated.work import MOST_WORK
+from moetool.process.garbage import seldom_collected
 from moetool.simulation.memory.seen_runs import SeenByOptions
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.wording import format_bytes
