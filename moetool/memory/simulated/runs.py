@@ -211,7 +211,7 @@ def _simulate(case: Case, *, notes: list[str]) -> Simulation:
     skeleton, scenario = case.skeleton, case.scenario
     modules: tuple[nn.Module, ...] = ()
     if case.options.is_routing_kept:
-        modules = _find_routing_modules(skeleton, notes=notes)
+        modules = find_routing_modules(skeleton, notes=notes)
     run = MemoryRun(
         skeleton,
         case.options,
@@ -325,7 +325,13 @@ def _simulate_short_prompts(case: Case, *, notes: list[str]) -> Simulation:
     return Simulation(replay, work=work)
 
 
-def _find_routing_modules(skeleton: PreTrainedModel, *, notes: list[str]) -> tuple[nn.Module, ...]:
+def find_routing_modules(skeleton: PreTrainedModel, *, notes: list[str]) -> tuple[nn.Module, ...]:
+    """Return the modules that receive what routers chose, which a traced run copies.
+
+    Args:
+        skeleton: The model.
+        notes: Receives a note if there are layers without such a module.
+    """
     layers = find_experts(skeleton).layers
     received = [layer for layer in layers if layer.rule is RoutingRule.RECEIVED]
     if len(received) < len(layers):

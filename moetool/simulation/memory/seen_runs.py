@@ -14,8 +14,10 @@ from moetool.simulation.run_options import RunOptions
 
 # The prompt, and the first step after it.
 _NUM_CALLS = 2
-# Less shows no growth.
-_FEWEST = 2
+# Sizes grow in a line with the batch. With the prompt they also grow in blocks or with its square,
+# which two prompts don't tell from a line.
+_FEWEST_BATCHES = 2
+_FEWEST_PROMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ class SeenRuns:
         prompts = self._list_prompts(batch_size)
         if num_prompt_tokens in prompts:
             return prompts[num_prompt_tokens]
-        return _follow(prompts, num_prompt_tokens) or _follow(
-            self._list_batches(num_prompt_tokens), batch_size
+        batches = self._list_batches(num_prompt_tokens)
+        return _follow(prompts, num_prompt_tokens, fewest=_FEWEST_PROMPTS) or _follow(
+            batches, batch_size, fewest=_FEWEST_BATCHES
         )
 
     def _list_prompts(self, batch_size: int) -> dict[int, Timeline]:
@@ -69,7 +72,9 @@ class SeenRuns:
         found: dict[int, Timeline] = {}
         for batch in {batch for batch, _ in self._generations}:
             prompts = self._list_prompts(batch)
-            timeline = prompts.get(num_prompt_tokens) or _follow(prompts, num_prompt_tokens)
+            timeline = prompts.get(num_prompt_tokens) or _follow(
+                prompts, num_prompt_tokens, fewest=_FEWEST_PROMPTS
+            )
             if timeline is not None:
                 found[batch] = timeline
         return found
@@ -88,12 +93,12 @@ class SeenByOptions:
         return self._seen.setdefault(replace(options, batch_size=1), SeenRuns())
 
 
-def _follow(seen: dict[int, Timeline], number: int) -> Timeline | None:
+def _follow(seen: dict[int, Timeline], number: int, *, fewest: int) -> Timeline | None:
     """Return the timeline that is expected at a number, from those of the nearest form."""
     nearest = sorted(seen, key=lambda each: abs(each - number))
     for first in nearest:
         like = [each for each in nearest if _are_alike(seen[first], seen[each])]
-        if len(like) < _FEWEST:
+        if len(like) < fewest:
             continue
         timelines = [seen[each] for each in like]
         sizes = _expect_sizes(timelines, like, number)
