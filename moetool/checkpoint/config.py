@@ -15,7 +15,7 @@ from moetool.checkpoint.size_limits import TOKENIZER_FILES, check_tokenizer_file
 from moetool.checkpoint.stated.top_k_fields import check_top_k
 from moetool.errors import InputError, UntraceableError
 from moetool.printable import printable, printable_number
-from moetool.quiet import quiet_transformers
+from moetool.process.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -32,7 +32,6 @@ from moetool.catalogue.published import ExtraParameters
 from moetool.checkpoint.config import first_line, make_config
 from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError
-from moetool.garbage import seldom_collected
 from moetool.inspection.differences import explain_differences
 from moetool.inspection.figures import Files, Flops
 from moetool.inspection.notes import (
@@ -46,7 +45,8 @@ from moetool.inspection.published import compare_published, note_contradictions
 from moetool.inspection.result import Inspection, Source
 from moetool.inspection.rows import pair_rows
 from moetool.inspection.summary import describe_files, merge, summarize
-from moetool.quiet import quiet_transformers
+from moetool.process.garbage import seldom_collected
+from moetool.process.quiet import quiet_transformers
 from moetool.simulation.flops.flops import DEFAULT_OPERATION_BUDGET, OperationBudget, count_flops
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.trace.model_counts import ModelCounts

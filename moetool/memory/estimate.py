@@ -30,7 +30,7 @@ from moetool.memory.serving.deployment import choose_default_way
 from moetool.memory.serving.serve import refuse_sharing, serve_model
 from moetool.memory.unsimulated.reported import estimate_reported, refuse_for_reported
 from moetool.memory.unsimulated.tpu import estimate_on_tpu, refuse_on_tpu
-from moetool.quiet import quiet_transformers
+from moetool.process.quiet import quiet_transformers
 
 
 def estimate_memory(

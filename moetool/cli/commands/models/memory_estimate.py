@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moetool.cli.errors import speaks_errors
@@ -20,15 +19,11 @@ from moetool.cli.options.shared import (
     RevisionOption,
     TrustOption,
 )
-from moetool.cli.options.values import (
-    check_experts,
-    parse_numbers,
-    parse_optional_numbers,
-    refuse_loose_sizes,
-)
-from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
+from moetool.cli.options.values import check_experts, refuse_loose_sizes
+from moetool.cli.output import check_report_path, choose_report_format
 from moetool.cli.progress import show_status
-from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
+from moetool.cli.writing.estimates import write_estimates
+from moetool.memory.scenario import CacheKind, Dtype, Scenario, Task
 from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.quantizing.kinds import Quantization, QuantizedExperts
 
@@ -90,10 +85,6 @@ def memory_estimate(
     The model's own code runs without data while every allocation is followed. Weights are never
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
-    from moetool.memory.machine.gpu_group import take_group
-    from moetool.memory.machine.local_gpu import take_gpu
-    from moetool.memory.serving.deployment import choose_default_way
-    from moetool.memory.sweep import list_scenarios
     from moetool.memory.sweeps.run import estimate_models
     from moetool.memory.sweeps.worker import SweepOptions
 
@@ -102,12 +93,9 @@ def memory_estimate(
     settings = (gpu_memory_utilization, kv_cache_dtype, tensor_parallel, engine_overhead)
     serving = engines.read_engine(engine, *settings, gpu=gpu)
     chosen = choose_report_format(output_format, output)
-    numbers_prompt = parse_optional_numbers(prompt_tokens, option="--prompt-tokens")
-    numbers_new = parse_optional_numbers(new_tokens, option="--new-tokens")
-    given = {"num_prompt_tokens": numbers_prompt, "num_new_tokens": numbers_new}
-    by_default = NUM_NEW_TOKENS if task is Task.GENERATE else 0
+    sizes = scenario.read_sizes(batch_size, prompt_tokens, new_tokens)
     common = Scenario(
-        num_new_tokens=numbers_new[0] if numbers_new else by_default,
+        num_new_tokens=sizes.choose_new_tokens(task),
         task=task,
         dtype=dtype,
         attention=attention,
@@ -127,12 +115,7 @@ def memory_estimate(
         assistant=assistant,
         **training.read_freeze(freeze),
     )
-    scenarios = list_scenarios(
-        common,
-        batch_sizes=parse_numbers(batch_size, option="--batch-size"),
-        prompt_tokens=numbers_prompt,
-        new_tokens=numbers_new,
-    )
+    scenarios = sizes.list_scenarios(common)
     failures = Failures(models)
     references = failures.resolve()
     inputs = [*list_model_files(references.values()), *list_trace_files(trace)]
@@ -142,11 +125,10 @@ def memory_estimate(
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
-        group = take_group(gpu, parallel, num_nodes=nodes, default=choose_default_way(serving))
-        alone = None if gpu is None or group is not None else take_gpu(gpu)
+        named_gpu, group = hardware.take_gpus(gpu, parallel, nodes, serving=serving)
         options = SweepOptions(
-            clipped_sizes=tuple(size for size, numbers in given.items() if not numbers),
-            gpu=alone if group is None else group.gpu,
+            clipped_sizes=sizes.left_out,
+            gpu=named_gpu,
             parallel=group,
             trace=trace,
             measure=measure,
@@ -159,13 +141,6 @@ def memory_estimate(
         for model, take in estimate_models(asked, scenarios, options, on_progress=show):
             with failures.keep(model):
                 estimates += take()
-    from moetool.report.memory.data import RENDERERS
-
     failures.check(estimates)
-    if save is not None:
-        from moetool.memory.receipts.saving import save_receipts
-
-        save_receipts(estimates, save, replace_existing=force)
-    view = replace(see_output(output), failures=failures.list_failures())
-    print_or_write(RENDERERS[chosen](estimates, view), output, force=force)
+    write_estimates(estimates, failures, chosen, output, save=save, force=force)
     failures.finish()
