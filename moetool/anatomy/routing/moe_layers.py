@@ -283,11 +283,15 @@ def _find_other_experts(
     blocks have a `num_experts` too.
     """
     known = list(known)
+    is_block = any(not layer.block_path for layer in known)
     blocks = {layer.block_path for layer in known} - {""}
     for path, module in walk_modules(model, closed=blocks):
         if not path or path in blocks or not _holds_experts(path, module):
             continue
-        if not any(layer.experts_path.startswith(f"{path}.") for layer in known):
+        # If the model itself is a block, its children may be routers.
+        if is_block and "." not in path and not _has_many_matrices(module):
+            continue
+        if not any(f"{layer.experts_path}.".startswith(f"{path}.") for layer in known):
             yield path, module
 
 
@@ -298,3 +302,10 @@ def _holds_experts(path: str, module: nn.Module) -> bool:
     if isinstance(module, nn.ModuleDict | nn.ModuleList):
         return path.rpartition(".")[2] == "experts" and len(module) > 1
     return type(module).__name__.endswith("Experts") and any(True for _ in module.parameters())
+
+
+def _has_many_matrices(module: nn.Module) -> bool:
+    """Return whether a module could hold experts: it stacks matrices, or lists modules."""
+    if any(isinstance(inner, nn.ModuleDict | nn.ModuleList) for inner in module.modules()):
+        return True
+    return any(parameter.dim() > 2 for parameter in module.parameters())

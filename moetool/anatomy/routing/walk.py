@@ -31,7 +31,17 @@ def walk_modules(
         if path in closed:
             continue
         waiting += [
-            (f"{path}.{name}" if path else name, child)
+            (join_path(path, name), child)
             for name, child in reversed(current._modules.items())
             if child is not None
         ]
+
+
+def is_called(module: nn.Module) -> bool:
+    """Return whether a module has a forward; lists and dictionaries of modules have none."""
+    return type(module).forward not in (nn.ModuleList.forward, nn.ModuleDict.forward)
+
+
+def join_path(path: str, name: str) -> str:
+    """Return the path of a module within another; the model's own path is empty."""
+    return f"{path}.{name}" if path else name

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.walk import is_called
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
 
@@ -71,7 +72,7 @@ class ChanceWatch:
 def _list_experts(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules that run a layer's experts: one for all, or those of a list."""
     experts = model.get_submodule(layer.experts_path)
-    if type(experts).forward not in (nn.ModuleList.forward, nn.ModuleDict.forward):
+    if is_called(experts):
         yield layer.experts_path, experts
         return
     for name, expert in experts.named_children():

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.walk import is_called
 from moetool.errors import UntraceableError
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.watch.separate.stand_ins import (
@@ -122,10 +123,10 @@ def _find_parts(parent: nn.Module, container: nn.Module, *, prefix: str = "") ->
     for name, child in parent.named_children():
         if child is container:
             continue
-        if type(child).forward in (nn.ModuleList.forward, nn.ModuleDict.forward):
-            yield from _find_parts(child, container, prefix=f"{prefix}{name}.")
-        else:
+        if is_called(child):
             yield Part(f"{prefix}{name}", parent, name, child)
+        else:
+            yield from _find_parts(child, container, prefix=f"{prefix}{name}.")
 
 
 class Rerun:

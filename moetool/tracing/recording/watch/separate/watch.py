@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.walk import join_path
 from moetool.tracing.recording.hooks import Hooks
 from moetool.tracing.recording.watch.decision import Decision, Report
 from moetool.tracing.recording.watch.routers import find_scores
@@ -148,7 +149,7 @@ class SeparateExpertsWatch:
             scores = find_scores(calls[0].output, num_slots, num_experts=self._layer.num_experts)
             if scores is None or scores.shape[1] > self._layer.num_experts:
                 continue
-            self.router_path = f"{self._layer.block_path}.{path}"
+            self.router_path = join_path(self._layer.block_path, path)
             return scores if self._keep_scores else None
         return None
 
