@@ -50,6 +50,8 @@ class MoeLayer:
         num_experts: Routed experts. Larger ids are those of identity experts.
         num_identity_experts: Experts that return their input unchanged.
         rule: The rule that reads its decisions.
+        members: By expert, the paths within the block of the modules that it consists of. Empty if
+            the experts are one module, or the children of one.
     """
 
     stack: str
@@ -59,6 +61,7 @@ class MoeLayer:
     num_experts: int
     num_identity_experts: int
     rule: RoutingRule
+    members: tuple[tuple[str, ...], ...] = ()
 
     def __hash__(self) -> int:
         # Hashed in every layer of every call that is recorded, where all fields would take longer.

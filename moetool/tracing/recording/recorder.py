@@ -41,6 +41,7 @@ from moetool.tracing.recording.transfer.sent import SentShipment
 from moetool.tracing.recording.transfer.shipment import Shipment
 from moetool.tracing.recording.watch import Decision, Watch, watch_layer
 from moetool.tracing.recording.watch.chance import ChanceWatch
+from moetool.tracing.recording.watch.separate.watch import SeparateExpertsWatch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -265,10 +266,12 @@ class RoutingRecorder:
     def _find_call(self, layer: MoeLayer) -> tuple[torch.Tensor, Decision]:
         """Return the slots of the real tokens of a call under way, and a layer's decision."""
         path = self._scope_paths[layer]
-        if path not in self._inputs or self._apart.has(path, layer):
+        watch = self._watches[layer.experts_path]
+        is_searched = isinstance(watch, SeparateExpertsWatch) and watch.is_searched
+        if path not in self._inputs or self._apart.has(path, layer) or is_searched:
             raise UntraceableError(
-                f"Can't record the saliency of {layer.experts_path}: it does not route each token "
-                "of the model's batch once.",
+                f"Can't record the saliency of {layer.experts_path}: it does not send each "
+                "token of the model's batch to its experts once, as it is.",
                 hint="Leave out keep_saliency: the decisions themselves can be recorded.",
             )
         decision = self._shipments[path].find(layer)
