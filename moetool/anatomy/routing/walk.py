@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator
 
 from torch import nn
 
+_NOT_CALLED = (nn.Module.forward, nn.ModuleList.forward, nn.ModuleDict.forward)
+
 
 def walk_modules(
     module: nn.Module, *, path: str = "", closed: Collection[str] = ()
@@ -39,7 +41,7 @@ def walk_modules(
 
 def is_called(module: nn.Module) -> bool:
     """Return whether a module has a forward; lists and dictionaries of modules have none."""
-    return type(module).forward not in (nn.ModuleList.forward, nn.ModuleDict.forward)
+    return getattr(type(module), "forward", None) not in _NOT_CALLED
 
 
 def join_path(path: str, name: str) -> str:

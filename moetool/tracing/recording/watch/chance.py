@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
-from moetool.anatomy.routing.walk import is_called
+from moetool.anatomy.routing.walk import is_called, join_path
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
 from moetool.tracing.recording.watch.separate.random_states import list_devices, read_states
@@ -72,6 +72,12 @@ class ChanceWatch:
 
 def _list_experts(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules that run a layer's experts: one for all, or those of a list."""
+    if layer.members:
+        for path in (
+            join_path(layer.block_path, path) for paths in layer.members for path in paths
+        ):
+            yield path, model.get_submodule(path)
+        return
     experts = model.get_submodule(layer.experts_path)
     if is_called(experts):
         yield layer.experts_path, experts
