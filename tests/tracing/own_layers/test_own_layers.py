@@ -29,7 +29,13 @@ from tests.tracing.own_layers.layers import (
     TwoLevels,
     top_k_table,
 )
-from tests.tracing.own_layers.models import GateInHolder, GateOutside, Gpt, WithoutBlock
+from tests.tracing.own_layers.models import (
+    AddsClassToken,
+    GateInHolder,
+    GateOutside,
+    Gpt,
+    WithoutBlock,
+)
 from tests.tracing.own_layers.odd_layers import EXACT, NUM_CALLS, REFUSED, SoftSlots
 
 AnyLayer = type[Any]
@@ -140,6 +146,17 @@ def test_the_block_is_the_nearest_module_that_is_called() -> None:
     with torch.no_grad():
         assert_is(recorded, top_k_table(model.gate(states()).flatten(0, 1)))
     assert recorded.layer.experts_path == "holder.experts"
+
+
+def test_a_class_token_that_the_layer_adds_is_a_token() -> None:
+    layer, hidden = make(AddsClassToken), states(2, 5)
+    with torch.no_grad(), RoutingRecorder(layer) as recorder:
+        layer(hidden)
+    ((recorded,),) = (call.layers for call in recorder.calls)
+    with torch.no_grad():
+        assert_is(recorded, layer.table(layer.extend(hidden).flatten(0, 1)))
+    frame = recorder.to_frame()
+    assert frame.groupby("batch_index")["position"].nunique().to_dict() == {0: 6, 1: 6}
 
 
 class NoisyGate(nn.Module):

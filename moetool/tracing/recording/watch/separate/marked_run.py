@@ -17,7 +17,7 @@ from moetool.errors import UntraceableError
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.watch.separate.block import Block, BlockCall, Part, Returned
 from moetool.tracing.recording.watch.separate.captures import Capture, iter_tensors
-from moetool.tracing.recording.watch.separate.random_states import list_devices, restore_states
+from moetool.tracing.recording.watch.separate.random_states import restore_states
 from moetool.tracing.recording.watch.separate.stand_ins import (
     copy_output,
     find_rows,
@@ -63,7 +63,7 @@ class MarkedRun:
         self._call = call
         self._args = args
         self._kwargs = kwargs
-        self._devices = list_devices(block.module)
+        self._devices = call.devices
 
     def run(
         self,

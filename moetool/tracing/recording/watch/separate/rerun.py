@@ -16,7 +16,7 @@ import torch
 from moetool.errors import UntraceableError
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.watch.separate.block import Block, BlockCall, Part
-from moetool.tracing.recording.watch.separate.random_states import list_devices, restore_states
+from moetool.tracing.recording.watch.separate.random_states import restore_states
 from moetool.tracing.recording.watch.separate.stand_ins import (
     copy_output,
     find_rows,
@@ -60,7 +60,7 @@ class Rerun:
         self._call = call
         self._args = args
         self._kwargs = kwargs
-        self._devices = list_devices(block.module)
+        self._devices = call.devices
 
     def run(
         self,

@@ -99,7 +99,11 @@ class SeparateExpertsWatch:
             if given is None or not given.is_floating_point() or not given.dim():
                 given = None
             hidden = None if given is None else given.detach().clone()
-            self._call = BlockCall(given, hidden, read_states(self._devices))
+            # Weights that accelerate brings from elsewhere have no device of their own.
+            if given is not None and given.is_cuda and given.device not in self._devices:
+                self._devices.append(given.device)
+            states = read_states(self._devices)
+            self._call = BlockCall(given, hidden, self._devices, states)
 
         return hook
 
