@@ -36,7 +36,13 @@ from tests.tracing.own_layers.models import (
     Gpt,
     WithoutBlock,
 )
-from tests.tracing.own_layers.odd_layers import EXACT, NUM_CALLS, REFUSED, SoftSlots
+from tests.tracing.own_layers.odd_layers import (
+    EXACT,
+    NUM_CALLS,
+    REFUSED,
+    SoftSlots,
+    SoftSlotsWithScores,
+)
 
 AnyLayer = type[Any]
 
@@ -85,7 +91,7 @@ def find_outer(layers: list[RecordedLayer]) -> RecordedLayer:
 def test_a_layer_alone_has_the_weights_of_a_plain_computation(kind: AnyLayer) -> None:
     layer, hidden = make(kind), states()
     with torch.no_grad():
-        plain, table = layer(hidden), layer.table(hidden.reshape(-1, WIDTH))
+        table, plain = layer.table(hidden.reshape(-1, WIDTH)), layer(hidden.clone())
     seen = []
     handle = layer.register_forward_hook(lambda _layer, _args, output: seen.append(output))
     with torch.no_grad(), RoutingRecorder(layer) as recorder:
@@ -105,7 +111,9 @@ def test_every_layer_is_exact_in_one_model() -> None:
     received: dict[int, Tensor] = {}
     for number, block in enumerate(model.h):
         block.moe.register_forward_pre_hook(
-            lambda _layer, args, number=number: received.update({number: args[0].flatten(0, 1)})
+            lambda _layer, args, number=number: received.update(
+                {number: args[0].flatten(0, 1).clone()}
+            )
         )
     with torch.no_grad(), RoutingRecorder(model) as recorder:
         model(torch.arange(12).view(2, 6))
@@ -241,15 +249,16 @@ def test_what_no_weights_describe_is_refused_and_left_as_it_was(what: str) -> No
     assert not any(inner._forward_hooks or inner._forward_pre_hooks for inner in layer.modules())
 
 
+@pytest.mark.parametrize("kind", [SoftSlots, SoftSlotsWithScores])
 def test_slots_that_are_as_many_as_tokens_are_not_taken_for_them(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: AnyLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UntraceableError, match="its experts receive other rows"):
-        record(make(SoftSlots), states(1, NUM_EXPERTS))
+        record(make(kind), states(1, NUM_EXPERTS))
 
     # A single check is what refuses them.
     monkeypatch.setattr(SumInBlock, "_check_rows_are_tokens", lambda *_: None)
-    (recorded,) = record(make(SoftSlots), states(1, NUM_EXPERTS))
+    (recorded,) = record(make(kind), states(1, NUM_EXPERTS))
     assert recorded.experts.tolist() == [[0], [1], [2], [3]]
 
 

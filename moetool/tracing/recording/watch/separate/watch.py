@@ -43,6 +43,7 @@ from moetool.tracing.recording.watch.separate.random_states import (
 from moetool.tracing.recording.watch.separate.rerun import Rerun, spread_lengths
 from moetool.tracing.recording.watch.separate.search import SumSearch
 from moetool.tracing.recording.watch.separate.stand_ins import (
+    as_before,
     copy_output,
     find_rows,
     kept_as_it_is,
@@ -114,6 +115,7 @@ class SeparateExpertsWatch:
             rows = find_rows(args, kwargs)
             if rows is None:
                 raise block.unreadable("its experts take more than hidden states")
+            rows = as_before(rows, self._call.given, self._call.hidden)
             self._call.received.setdefault(expert.path, []).append(rows)
             self._call.order.append(expert.path)
 
