@@ -273,10 +273,19 @@ class SparseDispatcher(OtherWidth):
 
 
 class TwoLevels(Layer):
-    """Each expert is a routed layer too."""
+    """Each expert is a routed layer too, and is called even if no token reaches it."""
 
     def add_experts(self) -> None:
         self.experts = nn.ModuleList(Layer() for _ in range(NUM_EXPERTS))
+
+    def mix(self, rows: Tensor, scores: Tensor) -> Tensor:
+        weights, ids = scores.topk(TOP_K, dim=-1)
+        weights = weights.softmax(dim=-1)
+        output = torch.zeros_like(rows)
+        for expert in range(NUM_EXPERTS):
+            tokens, places = torch.where(ids == expert)
+            output[tokens] += weights[tokens, places, None] * self.run(expert, rows[tokens])
+        return output
 
 
 class Adapters(nn.Module):

@@ -126,8 +126,9 @@ def test_every_layer_is_exact_in_one_model() -> None:
             assert_is(recorded, model.h[number].moe.table(received[number]))
 
 
-def test_inner_experts_of_two_levels_are_recorded_on_their_own_rows() -> None:
-    layer, hidden = make(TwoLevels), states()
+@pytest.mark.parametrize("num_columns", [1, 7])
+def test_inner_experts_of_two_levels_are_recorded_on_their_own_rows(num_columns: int) -> None:
+    layer, hidden = make(TwoLevels), states(1, num_columns)
     layers = record(layer, hidden)
     rows = hidden.reshape(-1, WIDTH)
     outer = layer.table(rows)
@@ -136,6 +137,9 @@ def test_inner_experts_of_two_levels_are_recorded_on_their_own_rows() -> None:
             continue
         number = int(recorded.layer.block_path.rpartition(".")[2])
         reached = rows[~outer[:, number].isnan()]
+        if not len(reached):
+            assert not len(recorded.experts)
+            continue
         assert_is(recorded, layer.experts[number].table(reached))
     assert len({recorded.layer.stack for recorded in layers}) >= 2
 
@@ -154,6 +158,42 @@ def test_the_block_is_the_nearest_module_that_is_called() -> None:
     with torch.no_grad():
         assert_is(recorded, top_k_table(model.gate(states()).flatten(0, 1)))
     assert recorded.layer.experts_path == "holder.experts"
+
+
+class Threshold(RouterParameter):
+    """Sends a token to each expert whose score is large enough: to any number of them."""
+
+    def mix(self, rows: Tensor, scores: Tensor) -> Tensor:
+        weights = scores.sigmoid()
+        output = torch.zeros_like(rows)
+        for expert in range(NUM_EXPERTS):
+            tokens = torch.nonzero(weights[:, expert] > 0.7).flatten()
+            if len(tokens):
+                made = self.run(expert, rows[tokens])
+                output = output.index_add(0, tokens, weights[tokens, expert, None] * made)
+        return rows + output
+
+    def table(self, rows: Tensor) -> Tensor:
+        weights = self.score(rows).sigmoid()
+        return weights.masked_fill(weights <= 0.7, torch.nan)
+
+
+def test_a_token_may_have_any_number_of_experts_and_a_call_none() -> None:
+    layer, hidden = make(Threshold), states()
+    alone = hidden.new_zeros(1, 3, WIDTH)
+    with torch.no_grad():
+        table = layer.table(hidden.reshape(-1, WIDTH))
+        assert layer.table(alone[0]).isnan().all()
+    assert len(set((~table.isnan()).sum(dim=1).tolist())) > 2
+    with torch.no_grad(), RoutingRecorder(layer) as recorder:
+        layer(hidden)
+        layer(alone)
+    first, second = (call.layers[0] for call in recorder.calls)
+    assert_is(first, table)
+    assert second.experts.tolist() == [[-1]] * 3
+    # Without an earlier call, experts that run unseen would look the same.
+    with pytest.raises(UntraceableError, match="none of its experts ran as a module"):
+        record(make(Threshold), alone)
 
 
 def test_a_class_token_that_the_layer_adds_is_a_token() -> None:

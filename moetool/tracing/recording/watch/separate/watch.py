@@ -70,6 +70,8 @@ class SeparateExpertsWatch:
         self._call: BlockCall | None = None
         self._devices: list[torch.device] = []
         self._is_sum_checked = False
+        # Whether any of its experts ran in an earlier call.
+        self._have_run = False
 
     def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:
         """Place the hooks."""
@@ -144,6 +146,7 @@ class SeparateExpertsWatch:
                 # The runs may neither consume random numbers nor change the block.
                 with torch.no_grad(), kept_states(self._devices), kept_as_it_is(module):
                     decision = self._decide(block, call, args, kwargs, output)
+                self._have_run |= bool(call.received)
             finally:
                 self._forget()
             report(self._layer, decision)
@@ -160,6 +163,15 @@ class SeparateExpertsWatch:
     ) -> Decision:
         """Read the decision in the simpler way first; once that failed, search for a sum."""
         given, refusal = call.given, None
+        if given is not None and not given.numel():
+            none = given.new_zeros(0, 1)
+            return Decision(none.long(), none)
+        if not call.received and is_foreign(block.module):
+            # Experts that a block runs in another way than by calling them are not seen.
+            if given is None or not self._have_run:
+                raise block.unreadable("none of its experts ran as a module")
+            weights = given.new_zeros(given.numel() // given.shape[-1], 1)
+            return Decision(torch.full_like(weights, -1, dtype=torch.int64), weights)
         if not self.is_searched and given is not None and block.is_plain:
             try:
                 return self._probe(block, call, Rerun(block, call, args, kwargs))
@@ -180,8 +192,6 @@ class SeparateExpertsWatch:
         """Run the block with stand-ins and return the decision that they saw."""
         hidden, num_experts = call.hidden, self._layer.num_experts
         assert hidden is not None
-        if not call.received and is_foreign(block.module):
-            raise block.unreadable("none of its experts ran as a module")
         width, tagged = hidden.shape[-1], tag_tokens(hidden)
         weights = hidden.new_zeros(hidden.numel() // width, num_experts)  # (num_slots, num_experts)
         tiny = torch.finfo(hidden.dtype).smallest_normal
