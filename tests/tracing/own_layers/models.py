@@ -93,7 +93,7 @@ class WithoutBlock(GateOutside):
 
 
 class AddsClassToken(Layer):
-    """Puts a token of its own before those that it gets, and routes it as well."""
+    """Puts a class token before those that it gets, and routes it as well."""
 
     def __init__(self) -> None:
         super().__init__()

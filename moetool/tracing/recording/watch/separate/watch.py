@@ -102,7 +102,7 @@ class SeparateExpertsWatch:
             if given is None or not given.is_floating_point() or not given.dim():
                 given = None
             hidden = None if given is None else given.detach().clone()
-            # Weights that accelerate brings from elsewhere have no device of their own.
+            # Offloaded weights are on the meta device until they are needed.
             if given is not None and given.is_cuda and given.device not in self._devices:
                 self._devices.append(given.device)
             states = read_states(self._devices)
