@@ -11,6 +11,7 @@ from moetool.anatomy.components import Component
 from moetool.anatomy.parameters import ActiveDefinition
 from moetool.catalogue.published import ReportedSystem
 from moetool.inspection.figures import Files, Flops, InspectedRow, Parameters, PublishedFigures
+from moetool.inspection.gguf.facts import GgufFacts
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.wording import format_count
@@ -65,6 +66,7 @@ class Inspection(Tabular):
         published: None for models that are not in the catalogue.
         reported: The reported figures; None for all other models.
         notes: Remarks on the figures.
+        gguf: Facts of a GGUF model; None for all others.
     """
 
     model: str
@@ -86,6 +88,7 @@ class Inspection(Tabular):
     published: PublishedFigures | None = None
     reported: ReportedSystem | None = None
     notes: tuple[str, ...] = ()
+    gguf: GgufFacts | None = None
 
     _SHOWN: ClassVar[tuple[str, ...]] = (
         *("stack", "layer", "component", "params", "active_params", "dtype", "bytes"),
@@ -103,8 +106,11 @@ class Inspection(Tabular):
     def bits_per_weight(self) -> float | None:
         """Bits of all tensors of quantized files, scales included, for each parameter.
 
-        None if the files aren't quantized, or hold other parameters than the model.
+        None if the files aren't quantized, or hold other parameters than the model. Those of a GGUF
+        model are for each number in the file.
         """
+        if self.gguf is not None:
+            return self.gguf.bits_per_weight
         if not self.quantization or not self.files or not self.parameters:
             return None
         differences = self.files.differences
@@ -131,12 +137,16 @@ class Inspection(Tabular):
     @property
     def context_length(self) -> int | None:
         """The context in tokens; None if unknown."""
-        return self.anatomy.context_length if self.anatomy else None
+        if self.anatomy is None:
+            return self.gguf.context_length if self.gguf else None
+        return self.anatomy.context_length
 
     @property
     def vocab_size(self) -> int | None:
         """The vocabulary in tokens; None if unknown."""
-        return self.anatomy.vocab_size if self.anatomy else None
+        if self.anatomy is None:
+            return self.gguf.vocab_size if self.gguf else None
+        return self.anatomy.vocab_size
 
     @property
     def flops_per_token(self) -> Flops | None:
@@ -154,6 +164,7 @@ class Inspection(Tabular):
             *("top_k", "num_shared_experts", "parameters", "notes", "model_class", "revision"),
             *("routed_layers", "dense_layers", "mixers", "context_length", "vocab_size"),
             *("quantization", "dtype", "flops_per_token", "files", "published", "reported"),
+            "gguf",
             *(("rows",) if per_layer else ()),
         )
         value = {name: make_plain(getattr(self, name)) for name in names if name != "parameters"}
