@@ -1,4 +1,4 @@
-.PHONY: help check static format lint types layers language scripts test docs families families-on-all
+.PHONY: help check static format lint types layers language scripts test docs families families-on-all gguf
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -47,6 +47,11 @@ test-%:  ## Run the tests of one package, such as test-trace
 
 docs:  ## Write the real output of the documentation's commands below them
 	python tools/refresh_docs.py
+
+gguf:  ## Compare with the gguf package and with llama.cpp itself, which docs/models/gguf.md says how to install
+	python -m benchmarks.gguf.check_reader
+	python -m benchmarks.gguf.llama_cpp_devices qwen3_moe > /tmp/llama_cpp_devices.jsonl
+	python -m benchmarks.gguf.check_receipts /tmp/llama_cpp_devices.jsonl
 
 families:  ## Prove every family on the installed transformers
 	pytest tests/anatomy tests/families

@@ -39,6 +39,7 @@ DOCUMENTS = (
     "docs/traces/import.md",
     "docs/models/inspect.md",
     "docs/models/memory-estimate.md",
+    "docs/models/gguf.md",
     "docs/models/fits.md",
     "docs/models/quantize.md",
 )

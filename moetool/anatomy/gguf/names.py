@@ -89,7 +89,8 @@ class GgufName(NamedTuple):
 def read_name(name: str) -> GgufName:
     """Return the facts in a tensor's name."""
     found = _BLOCK.fullmatch(name)
-    layer, rest, rules = None, name, _OUTSIDE
+    layer, rest = None, name
+    rules: tuple[tuple[Component, re.Pattern[str]], ...] = _OUTSIDE
     if found is not None:
         layer, rest, rules = int(found[2]), found[3], _INSIDE
     numbered = _NUMBERED_EXPERT.search(rest) if found else None

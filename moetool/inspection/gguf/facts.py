@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from moetool.checkpoint.gguf.cursor import LongList
 from moetool.checkpoint.gguf.files import GgufModel
-from moetool.checkpoint.gguf.types import FILE_TYPES
+from moetool.checkpoint.gguf.header import GgufTensor
+from moetool.checkpoint.gguf.types import FILE_TYPES, TensorType
 from moetool.plain import show_fields
 
 _TOKEN_EMBEDDING = "token_embd.weight"
@@ -95,14 +96,17 @@ def _count_items(value: object) -> int | None:
 
 
 def _sum_types(model: GgufModel) -> tuple[StoredType, ...]:
-    kinds = {tensor.type.name: tensor.type for tensor in model.tensors}
-    sums = {name: [0, 0, 0] for name in kinds}
+    by_type: dict[TensorType, list[GgufTensor]] = {}
     for tensor in model.tensors:
-        of_type = sums[tensor.type.name]
-        of_type[0] += 1
-        of_type[1] += tensor.num_elements
-        of_type[2] += tensor.num_bytes
-    return tuple(
-        StoredType(name, *sums[name], bits_per_weight=8 * kind.num_bytes / kind.block)
-        for name, kind in sorted(kinds.items(), key=lambda item: -sums[item[0]][2])
-    )
+        by_type.setdefault(tensor.type, []).append(tensor)
+    found = [
+        StoredType(
+            type=kind.name,
+            num_tensors=len(tensors),
+            num_elements=sum(tensor.num_elements for tensor in tensors),
+            num_bytes=sum(tensor.num_bytes for tensor in tensors),
+            bits_per_weight=8 * kind.num_bytes / kind.block,
+        )
+        for kind, tensors in by_type.items()
+    ]
+    return tuple(sorted(found, key=lambda each: -each.num_bytes))

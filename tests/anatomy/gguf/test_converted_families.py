@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from moetool.anatomy.components import TOWERS, Component
 from moetool.anatomy.gguf.table import count_gguf
@@ -46,7 +46,8 @@ def test_the_families_that_people_run_are_there() -> None:
 def test_parameters_are_those_of_the_skeleton(family: str, tmp_path: Path) -> None:
     line = read_converted()[family]
     found = count_gguf(open_gguf(lay_down(line, tmp_path / "model.gguf")))
-    skeleton = build(line["config"])
+    (tmp_path / "config.json").write_text(json.dumps(line["config"]))
+    skeleton = build(tmp_path)
     built = count_skeleton(skeleton, dtype=None)
     assert sum_places(found.table) == sum_places(built)
     for definition in ActiveDefinition:
@@ -60,8 +61,8 @@ def test_parameters_are_those_of_the_skeleton(family: str, tmp_path: Path) -> No
     assert {group.reason for group in found.other_tensors} <= {Reason.BUFFERS, Reason.ROPE}
 
 
-def build(fields: dict[str, Any]) -> RoutedSkeleton:
-    config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+def build(folder: Path) -> RoutedSkeleton:
+    config = AutoConfig.from_pretrained(folder)
     return RoutedSkeleton.of(build_whole_skeleton(config, dtype=None, trust_remote_code=False))
 
 

@@ -6,11 +6,19 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from moetool.cli.commands.models.gguf_estimate import estimate_files
 from moetool.cli.errors import speaks_errors
 from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import loading
-from moetool.cli.options.memory_estimate import engines, generation, hardware, scenario, training
+from moetool.cli.options.memory_estimate import (
+    engines,
+    generation,
+    gguf,
+    hardware,
+    scenario,
+    training,
+)
 from moetool.cli.options.shared import (
     ForceOption,
     FormatOption,
@@ -78,6 +86,13 @@ def memory_estimate(
     kv_cache_dtype: engines.ServedCacheOption = None,
     tensor_parallel: engines.TensorParallel = None,
     engine_overhead: engines.Overhead = None,
+    n_gpu_layers: gguf.GpuLayers = None,
+    n_cpu_moe: gguf.CpuMoe = None,
+    override_tensor: gguf.OverrideTensor = None,
+    ctx_size: gguf.ContextSize = None,
+    ubatch_size: gguf.UbatchSize = None,
+    cache_type_k: gguf.CacheTypeK = None,
+    cache_type_v: gguf.CacheTypeV = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     output_format: FormatOption = None,
@@ -99,8 +114,18 @@ def memory_estimate(
 
     refuse_loose_sizes(models, sys.argv[1:])
     check_experts(experts, quantization)
+    own = {
+        "num_gpu_layers": n_gpu_layers,
+        "num_cpu_moe": n_cpu_moe,
+        "moves": override_tensor,
+        "context": ctx_size,
+        "ubatch": ubatch_size,
+        "type_k": cache_type_k,
+        "type_v": cache_type_v,
+    }
+    has_gguf = gguf.check_models(models, own)
     settings = (gpu_memory_utilization, kv_cache_dtype, tensor_parallel, engine_overhead)
-    serving = engines.read_engine(engine, *settings, gpu=gpu)
+    serving = None if has_gguf else engines.read_engine(engine, *settings, gpu=gpu)
     chosen = choose_report_format(output_format, output)
     numbers_prompt = parse_optional_numbers(prompt_tokens, option="--prompt-tokens")
     numbers_new = parse_optional_numbers(new_tokens, option="--new-tokens")
@@ -139,6 +164,15 @@ def memory_estimate(
     check_report_path(output, force=force, inputs=inputs)
     hardware.check_save(save, measure=measure, output=output, force=force, inputs=inputs)
     failures.check(references)
+    if has_gguf:
+        foreign = (*settings[:3], engine, parallel, save, trace, *numbers_prompt, *numbers_new)
+        gguf.refuse_foreign(common, foreign, measure=measure)
+        question = gguf.read_question(own, gpu=gpu, overhead=engine_overhead, scenarios=scenarios)
+        asked = [(model, references[model]) for model in models if model in references]
+        found = estimate_files(asked, question, failures)
+        print_or_write(found.render(chosen, see_output(output)), output, force=force)
+        failures.finish()
+        return
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
