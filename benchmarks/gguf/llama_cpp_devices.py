@@ -26,7 +26,7 @@ from pathlib import Path
 import llama_cpp  # type: ignore[import-not-found]
 from transformers import AutoConfig
 
-from benchmarks.gguf.mixtures import MIXTURES, write_mixture
+from benchmarks.gguf.mixtures import MIXTURES, MTP, WITH_MTP, write_mixture, write_with_mtp
 from benchmarks.memory.gguf_models import write_gguf
 from benchmarks.memory.llama_cpp_buffers import _COMMON, _FAMILIES
 from moetool.checkpoint.gguf.header import read_gguf_header
@@ -195,15 +195,20 @@ def _measure_family(family: str, device: StandIn) -> None:
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder, "plain.gguf")
         write_gguf(config, plain, tensor_type="f16")
-        for number, mixture in enumerate(MIXTURES):
+        mixtures = [*MIXTURES, *([MTP] if family in WITH_MTP else [])]
+        for number, mixture in enumerate(mixtures):
             path = Path(folder, "model.gguf")
-            write_mixture(read_gguf_header(plain), path, mixture)
+            if mixture == MTP:
+                write_with_mtp(read_gguf_header(plain), path)
+            else:
+                write_mixture(read_gguf_header(plain), path, mixture)
             header = read_gguf_header(path)
             with path.open("rb") as file:
                 content = file.read(header.header_bytes)
             packed = base64.b64encode(zlib.compress(content, 9)).decode()
-            # All settings for two mixtures, and the first of each kind for the others.
-            settings = SETTINGS if number < 2 else (SETTINGS[0], SETTINGS[5], SETTINGS[8])
+            # All settings for some mixtures, and the first of each kind for the others.
+            has_all = number < 2 or mixture == MTP
+            settings = SETTINGS if has_all else (SETTINGS[0], SETTINGS[5], SETTINGS[8])
             for setting in settings:
                 try:
                     found = measure(path, setting, device)

@@ -16,6 +16,9 @@ MIXTURES: dict[str, tuple[tuple[str, str], ...]] = {
     "iq": (("exps", "iq2_xxs"), ("attn|ffn|shexp", "iq4_xs"), ("output|token_embd", "q6_K")),
     "mxfp4": (("exps", "mxfp4"), ("", "q8_0")),
 }
+# Families with a further layer that predicts the token after the next one, which is not loaded.
+WITH_MTP = ("glm4_moe", "deepseek_v3")
+MTP = "mtp"
 _VECTORS = re.compile(r"norm|_inp|exp_probs|bias|sinks")
 
 
@@ -33,3 +36,23 @@ def write_mixture(header: GgufHeader, path: Path, mixture: str) -> Path:
                 kind = "q8_0"
         tensors[tensor.name] = (kind, tensor.shape)
     return write_gguf(path, header.metadata, tensors)
+
+
+def write_with_mtp(header: GgufHeader, path: Path) -> Path:
+    """Write a file with the tensors of another one, and a layer that predicts further tokens."""
+    architecture = header.metadata["general.architecture"]
+    number = header.metadata[f"{architecture}.block_count"]
+    hidden = header.metadata[f"{architecture}.embedding_length"]
+    tensors = {tensor.name: (tensor.type.name, tensor.shape) for tensor in header.tensors}
+    last, further = f"blk.{number - 1}.", f"blk.{number}."
+    tensors |= {
+        name.replace(last, further): each for name, each in tensors.items() if name.startswith(last)
+    }
+    tensors[f"{further}nextn.eh_proj.weight"] = ("f16", (hidden, 2 * hidden))
+    for norm in ("enorm", "hnorm", "shared_head_norm"):
+        tensors[f"{further}nextn.{norm}.weight"] = ("f32", (hidden,))
+    own = {
+        f"{architecture}.block_count": number + 1,
+        f"{architecture}.nextn_predict_layers": 1,
+    }
+    return write_gguf(path, {**header.metadata, **own}, tensors)

@@ -11,6 +11,8 @@ from moetool.anatomy.gguf.names import read_name
 from moetool.anatomy.gguf.table import count_gguf
 from moetool.catalogue.gpus import Gpu
 from moetool.checkpoint.gguf.files import GgufModel
+from moetool.checkpoint.gguf.types import TYPES_BY_NAME
+from moetool.errors import UsageError
 from moetool.memory.serving.ggml.scheduler import GPU
 from moetool.memory.serving.gguf.buffers import Buffers, GgufRun, list_buffers
 from moetool.memory.serving.gguf.placement import LayerRule, make_moves, place_tensors
@@ -26,7 +28,7 @@ _NO_GRAPH = (
     "The compute buffers are unknown: the graph that llama.cpp builds for {architecture} is not "
     "known here."
 )
-_MTP = "Layers that predict further tokens are left out, as if llama.cpp did not load them."
+_MTP = "Layers that predict further tokens are left out: llama.cpp loads them only to draft with."
 _CUDA = (
     "Not confirmed with CUDA: workspaces of its kernels, and what it keeps longer for fused "
     "operations, are left out, as is the CUDA context. Give an allowance with --engine-overhead."
@@ -172,6 +174,9 @@ def estimate_gguf(name: str, model: GgufModel, question: GgufQuestion) -> GgufEs
         name: The file as the user named it.
         model: Its headers.
         question: What is asked.
+
+    Raises:
+        UsageError: llama.cpp can't cache this model in these types.
     """
     gpu, context = question.gpu, question.context or model.read_count("context_length") or 4096
     layers = question.num_gpu_layers
@@ -185,6 +190,7 @@ def estimate_gguf(name: str, model: GgufModel, question: GgufQuestion) -> GgufEs
         type_v=question.type_v,
         has_gpu=gpu is not None,
     )
+    _check_cache_types(model, run)
     on_gpu, on_host = list_buffers(model, run)
     budget = None if gpu is None else gpu.memory_bytes - question.overhead_bytes
     short = None
@@ -218,6 +224,27 @@ def estimate_gguf(name: str, model: GgufModel, question: GgufQuestion) -> GgufEs
         host_read_bytes=host_read,
         notes=tuple(_list_notes(model, has_gpu=gpu is not None)),
     )
+
+
+def _check_cache_types(model: GgufModel, run: GgufRun) -> None:
+    """Refuse types that llama.cpp refuses for a model.
+
+    Raises:
+        UsageError: A row does not fill blocks of a type, or a latent has two types.
+    """
+    sizes = read_model_sizes(model)
+    if sizes is not None and sizes.latent is not None and run.type_k != run.type_v:
+        raise UsageError(
+            f"The cache of {model.architecture} holds one latent for keys and values, in one type.",
+            hint="Give --cache-type-k and --cache-type-v the same type.",
+        )
+    for layer in list_caches(model) or ():
+        for width, kind in ((layer.keys, run.type_k), (layer.values, run.type_v)):
+            if width % TYPES_BY_NAME[kind].block:
+                raise UsageError(
+                    f"Rows of {width} cached numbers do not fill blocks of {kind}.",
+                    hint="Choose f16.",
+                )
 
 
 def _make_rule(question: GgufQuestion, *, num_gpu_layers: int, num_cpu_moe: int) -> LayerRule:

@@ -11,9 +11,9 @@ from moetool.checkpoint.gguf.files import GgufModel
 from moetool.checkpoint.gguf.header import GgufTensor
 from moetool.memory.serving.ggml.sizes import LatentSizes, ModelSizes, QueryNorm
 
-_SIGMOID = 2
-# Metadata of layers that keep something else than keys and values of all tokens.
-_OTHER_CACHES = ("ssm.", "sliding_window", "recurrent", "compress", "indexer", "wkv.", "shortconv")
+# Architectures, besides those whose graph is known, whose layers keep keys and values of all tokens.
+# All but the first two, which are dense, were compared with llama.cpp.
+_PLAIN_CACHES = ("qwen2", "qwen3", "llama", "dbrx", "granitemoe", "hy_v3")
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ def list_caches(model: GgufModel) -> list[LayerCache] | None:
         else:
             keys = values = sizes.num_kv_heads * sizes.head_dim
         return [LayerCache(keys, values, each) for each in sliding]
-    prefix = f"{model.architecture}."
-    own = [key.removeprefix(prefix) for key in model.metadata if key.startswith(prefix)]
-    if any(words in key for key in own for words in (*_OTHER_CACHES, "kv_lora_rank")):
+    if model.architecture not in _PLAIN_CACHES:
         return None
     num_layers, heads = count_layers(model), _read_per_layer(model, "attention.head_count_kv")
     dims = [_read_head_dim(model, kind) for kind in ("key", "value")]
@@ -142,28 +140,24 @@ def _read_gpt_oss(model: GgufModel, _tensors: _Tensors) -> dict[str, Any] | None
     return {"window": window, "sliding": tuple(n % 2 == 0 for n in range(num_layers))}
 
 
-def _read_routing(model: GgufModel, tensors: _Tensors) -> dict[str, Any] | None:
+def _read_routing(model: GgufModel, tensors: _Tensors) -> dict[str, Any]:
     """Return what decides the routing of DeepSeek-V2 and of those that followed it."""
-    scale, function = model.read("expert_weights_scale"), model.read("expert_gating_func")
-    has_bias = any(".exp_probs_b" in name for name in tensors)
-    # Scores are sigmoids where a bias chooses experts, and shares where none does.
-    if has_bias != (function == _SIGMOID):
-        return None
+    scale = model.read("expert_weights_scale")
     return {
         "num_groups": model.read_count("expert_group_count") or 1,
         "num_chosen_groups": model.read_count("expert_group_used_count") or 1,
         "norms_weights": bool(model.read("expert_weights_norm")),
         "scales_weights": (scale or 0.0) not in (0.0, 1.0),
-        "has_score_bias": has_bias,
+        # Sigmoids take the same memory as shares do.
+        "has_score_bias": any(".exp_probs_b" in name for name in tensors),
     }
 
 
 def _read_deepseek(model: GgufModel, tensors: _Tensors) -> dict[str, Any] | None:
-    routing = _read_routing(model, tensors)
     names = ("kv_lora_rank", "key_length_mla", "value_length_mla")
     keys, whole, values = (model.read_count(f"attention.{name}") for name in names)
     rotary = model.read_count("rope.dimension_count")
-    if routing is None or not (keys and whole and values and rotary):
+    if not (keys and whole and values and rotary):
         return None
     if "blk.0.attn_k_b.weight" not in tensors:
         return None
@@ -174,14 +168,12 @@ def _read_deepseek(model: GgufModel, tensors: _Tensors) -> dict[str, Any] | None
         rotary=rotary,
         values=values,
     )
-    return {**routing, "latent": latent}
+    return {**_read_routing(model, tensors), "latent": latent}
 
 
 def _read_glm4(model: GgufModel, tensors: _Tensors) -> dict[str, Any] | None:
-    routing = _read_routing(model, tensors)
-    if routing is None:
-        return None
     has_norms = "blk.0.attn_q_norm.weight" in tensors
+    routing = _read_routing(model, tensors)
     return {**routing, "query_norm": QueryNorm.HEADS if has_norms else QueryNorm.NONE}
 
 

@@ -9,8 +9,10 @@ import pytest
 
 from moetool.catalogue.gpus import find_gpu
 from moetool.checkpoint.gguf.files import GgufModel, open_gguf
+from moetool.errors import UsageError
 from moetool.memory.serving.ggml.scheduler import GPU, HOST
 from moetool.memory.serving.gguf.estimate import ALL_LAYERS, GgufQuestion, estimate_gguf
+from tests.anatomy.gguf.converted import lay_down, read_converted
 from tests.checkpoint.gguf.writer import count_bytes, moe_metadata, moe_tensors, write_gguf
 from tests.command import RunMoetool
 
@@ -94,19 +96,21 @@ def test_a_token_reads_its_experts_and_the_cache(model: GgufModel) -> None:
     assert found.on_host.cache == cache
 
 
-def test_what_is_not_known_is_unknown(tmp_path: Path) -> None:
-    metadata = moe_metadata() | {"general.architecture": "newmoe"}
-    metadata |= {f"newmoe.{k.partition('.')[2]}": v for k, v in moe_metadata().items()}
+@pytest.mark.parametrize(
+    ("architecture", "cache"), [("granitemoe", 2 * 2 * 128 * 2 * 2048), ("newmoe", None)]
+)
+def test_what_is_not_known_is_unknown(tmp_path: Path, architecture: str, cache: int | None) -> None:
+    metadata = moe_metadata() | {"general.architecture": architecture}
+    metadata |= {f"{architecture}.{k.partition('.')[2]}": v for k, v in moe_metadata().items()}
     model = open_gguf(write_gguf(tmp_path / "a.gguf", metadata, moe_tensors()))
     found = estimate_gguf("new", model, ask())
     assert found.on_gpu is not None
+    assert found.on_gpu.weights > 0
     assert found.on_gpu.compute is None
-    assert found.on_gpu.cache == 2 * 2 * 128 * 2 * 2048
+    assert found.on_gpu.cache == cache
     assert found.fits is None
-    assert any("newmoe" in note for note in found.notes)
-    metadata["newmoe.ssm.state_size"] = 16
-    model = open_gguf(write_gguf(tmp_path / "b.gguf", metadata, moe_tensors()))
-    assert estimate_gguf("new", model, ask()).on_host.cache is None
+    assert found.fitting is None
+    assert any(architecture in note for note in found.notes)
 
 
 def test_every_format_shows_it(path: Path, run_moetool: RunMoetool) -> None:
@@ -151,3 +155,15 @@ def test_options_about_gguf_files_need_one(path: Path, run_moetool: RunMoetool) 
     done = run_moetool("memory-estimate", "mixtral-8x7b", path)
     assert done.returncode == 2
     assert "separate commands" in done.stderr
+
+
+def test_types_that_llama_cpp_refuses_are_refused(model: GgufModel, tmp_path: Path) -> None:
+    line = read_converted()["deepseek_v3"]
+    latent = open_gguf(lay_down(line, tmp_path / "latent.gguf"))
+    with pytest.raises(UsageError, match="one latent"):
+        estimate_gguf("latent", latent, ask(type_k="q8_0"))
+    metadata = moe_metadata(attention__key_length=20, attention__value_length=20)
+    narrow = open_gguf(write_gguf(tmp_path / "narrow.gguf", metadata, moe_tensors()))
+    with pytest.raises(UsageError, match="40 cached numbers do not fill blocks of q8_0"):
+        estimate_gguf("narrow", narrow, ask(type_k="q8_0", type_v="q8_0"))
+    assert estimate_gguf("tiny", model, ask(type_k="q8_0")).on_gpu is not None

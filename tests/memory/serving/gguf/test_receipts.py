@@ -37,9 +37,9 @@ def read_receipts() -> list[dict[str, Any]]:
 def test_receipts_have_every_family_and_division() -> None:
     lines = read_receipts()
     assert {line["family"] for line in lines} == set(ARCHITECTURES)
-    assert {line["mixture"] for line in lines} == {"f16", "q4_K_M", "q8_0", "iq", "mxfp4"}
+    assert {line["mixture"] for line in lines} == {"f16", "q4_K_M", "q8_0", "iq", "mxfp4", "mtp"}
     assert {line["setting"][0] for line in lines} == {-1, 0, 2, 3, 4, 99}
-    assert len(lines) == 322
+    assert len(lines) == 344
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
