@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,36 @@ _OWN: dict[str, dict[str, Any]] = {
 _TYPES = ("f32", "f16", "bf16", "q8_0")
 
 
-def convert(conversion: Any, gguf: Any, folder: Path, output: Path, tensor_type: str) -> None:
-    """Convert a checkpoint without a tokenizer, by the class that the converter has for it."""
+def convert(
+    conversion: Any,
+    gguf: Any,
+    folder: Path,
+    output: Path,
+    tensor_type: str,
+    *,
+    add_vocabulary: Callable[[Any, int], None] | None = None,
+) -> None:
+    """Convert a checkpoint, by the class that the converter has for it.
+
+    Args:
+        conversion: The converter's package.
+        gguf: The package that it writes with.
+        folder: The checkpoint.
+        output: The file to write.
+        tensor_type: The type of matrices.
+        add_vocabulary: Gives the file a tokenizer of a number of tokens; None for none.
+    """
     hparams = conversion.ModelBase.load_hparams(folder, False)
     architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
     chosen = conversion.get_model_class(architecture, mmproj=False)
 
     def set_vocab(self: Any) -> None:
+        vocab_size = int(self.hparams["vocab_size"])
+        if add_vocabulary is not None:
+            add_vocabulary(self.gguf_writer, vocab_size)
+            return
         self.gguf_writer.add_tokenizer_model("none")
-        self.gguf_writer.add_vocab_size(int(self.hparams["vocab_size"]))
+        self.gguf_writer.add_vocab_size(vocab_size)
 
     changed = {"set_vocab": set_vocab, "model_arch": chosen.model_arch}
     without_vocabulary = type(chosen.__name__, (chosen,), changed)

@@ -91,10 +91,12 @@ def test_a_gguf_file_that_breaks_off_is_refused(run_moetool: RunMoetool, tmp_pat
     assert_refused(run_moetool("inspect", path), refusal, target=None)
 
 
-def test_a_gguf_file_is_not_traced_by_transformers(run_moetool: RunMoetool, tmp_path: Path) -> None:
+def test_a_gguf_file_is_not_quantized_by_transformers(
+    run_moetool: RunMoetool, tmp_path: Path
+) -> None:
     path = write_gguf(tmp_path / "model.gguf", moe_metadata(), moe_tensors())
-    target = tmp_path / "trace.parquet"
-    done = run_moetool("route-trace", path, "--prompts", "sample_prompts", "-o", target)
+    target = tmp_path / "quantized"
+    done = run_moetool("quantize", path, "-o", target)
     refusal = Refusal(3, error=f"'{path}' is a GGUF file", hint="original checkpoint")
     assert_refused(done, refusal, target=target)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moetool.cli.commands.traces import gguf_trace
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_run_inputs
 from moetool.cli.observer import TerminalObserver
@@ -80,7 +81,7 @@ def route_trace(
     processes = current_processes()
     with TerminalObserver(is_quiet=quiet, is_silent=not processes.is_first) as observer:
         observer.step("starting")
-        from moetool.checkpoint.reference import resolve_model
+        from moetool.checkpoint.reference import ModelKind, resolve_model
         from moetool.quantizing.choice import choose_quantization
         from moetool.trace.writing.sink_choice import choose_sink
         from moetool.tracing.options import TraceOptions, choose_generation
@@ -132,6 +133,10 @@ def route_trace(
         allow_inexact=allow_inexact,
         generation=generation,
     )
+    is_gguf = reference.kind is ModelKind.GGUF
+    if is_gguf:
+        others = (output_format, report, resume, save_text, verbose, show)
+        gguf_trace.check_options(options, others, output=sink.target)
     open_texts = choose_texts(
         save_text,
         generation=generation,
@@ -146,6 +151,11 @@ def route_trace(
         if prompts != "-":  # which may be typed on the terminal
             observer.step("reading prompts")
         read = choose_prompts(prompts, prompt, fields=fields, limits=limits, chat=chat)
+        if is_gguf and sink.target is not None:
+            gguf_trace.trace_file(
+                reference, read, sink.target, force=force, quiet=quiet, step=observer.step
+            )
+            return
         run = trace_model(
             reference,
             read,
