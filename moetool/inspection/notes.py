@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from moetool.anatomy.headers.other_tensors import OtherTensors
     from moetool.anatomy.routing.moe_layers import FoundExperts
     from moetool.anatomy.skeleton.description import Anatomy
+    from moetool.checkpoint.layouts.mergekit import ExpertSources
     from moetool.errors import MoetoolError
     from moetool.inspection.figures import Flops
 
@@ -96,6 +97,18 @@ def note_others(groups: Sequence[OtherTensors]) -> Iterator[str]:
         yield (
             f"Not counted: {group.num_tensors:,} tensors of {group.reason} "
             f"({group.num_params:,} elements, such as {group.example})."
+        )
+
+
+def note_sources(
+    sources: ExpertSources | None, num_experts: int | tuple[int | None, ...] | None
+) -> Iterator[str]:
+    """Yield a contradiction between the models that mergekit lists and the experts of a layer."""
+    listed = len(sources.experts) if sources else 0
+    if listed and isinstance(num_experts, int) and num_experts != listed:
+        yield (
+            f"mergekit_moe_config.yml lists {listed} models as experts, and a layer has {num_experts} "
+            "experts: the file may be another checkpoint's."
         )
 
 

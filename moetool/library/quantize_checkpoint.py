@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from moetool.anatomy.headers.published_format import name_packed
 from moetool.checkpoint.config import load_config
-from moetool.checkpoint.files import Checkpoint, open_checkpoint
+from moetool.checkpoint.files import Checkpoint, find_weight_files, open_checkpoint
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.reference import ModelReference
 from moetool.choices import take_flag, take_path
@@ -98,6 +98,9 @@ def quantize_checkpoint(
     check_target_folder(target, replace_existing=replaces)
     checkpoint = open_checkpoint(
         find_reference(model), revision=revision, with_code=trust_remote_code, announce=announce
+    )
+    find_weight_files(checkpoint.folder).check_safetensors(
+        str(checkpoint.folder), hint="Convert them to safetensors with `save_pretrained`."
     )
     headers = read_local_headers(checkpoint.folder)
     assert headers is not None

@@ -190,7 +190,7 @@ def read_question(
 
 def _read_moves(text: str | None) -> tuple[tuple[str, int], ...]:
     """Return the patterns of tensors' names, each with its device."""
-    from moetool.memory.serving.ggml.scheduler import GPU, HOST
+    from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST
 
     moves = []
     for part in (text or "").split(",") if text else ():

@@ -6,7 +6,7 @@ micro-batch with logits of all its tokens, and that of one token for each sequen
 
 from __future__ import annotations
 
-from moetool.memory.serving.ggml.allocator import count_reserved_bytes
+from moetool.memory.serving.ggml.allocation.allocator import count_reserved_bytes
 from moetool.memory.serving.ggml.models import build_graph
 from moetool.memory.serving.ggml.placement import take_gpu_part
 from moetool.memory.serving.ggml.sizes import ModelSizes, RunSizes, count_window_cells, pad_cells

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from moetool.checkpoint.gguf.files import GgufModel
 from moetool.checkpoint.gguf.types import PLAIN_TYPES, TYPES_BY_NAME
-from moetool.memory.serving.ggml.allocator import list_reserved_bytes
+from moetool.memory.serving.ggml.allocation.allocator import list_reserved_bytes
+from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST, Devices, schedule
 from moetool.memory.serving.ggml.compute_buffer import (
     CPU_ALIGNMENT,
     CUDA_ALIGNMENT,
@@ -15,7 +16,6 @@ from moetool.memory.serving.ggml.compute_buffer import (
     list_runs,
 )
 from moetool.memory.serving.ggml.models import build_graph
-from moetool.memory.serving.ggml.scheduler import GPU, HOST, Devices, schedule
 from moetool.memory.serving.ggml.sizes import count_window_cells, pad_cells
 from moetool.memory.serving.gguf.placement import (
     LayerRule,

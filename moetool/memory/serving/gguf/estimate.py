@@ -13,7 +13,7 @@ from moetool.catalogue.gpus import Gpu
 from moetool.checkpoint.gguf.files import GgufModel
 from moetool.checkpoint.gguf.types import TYPES_BY_NAME
 from moetool.errors import UsageError
-from moetool.memory.serving.ggml.scheduler import GPU
+from moetool.memory.serving.ggml.allocation.scheduler import GPU
 from moetool.memory.serving.gguf.buffers import Buffers, GgufRun, list_buffers
 from moetool.memory.serving.gguf.placement import LayerRule, make_moves, place_tensors
 from moetool.memory.serving.gguf.sizes import list_caches, read_model_sizes

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from moetool.checkpoint.gguf.files import GgufModel
 from moetool.checkpoint.gguf.header import GgufTensor
 from moetool.checkpoint.gguf.types import PLAIN_TYPES
-from moetool.memory.serving.ggml.scheduler import GPU, HOST
+from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST
 from moetool.memory.serving.gguf.sizes import count_layers
 
 _LAYER = re.compile(r"blk\.(\d+)\.")

@@ -10,7 +10,7 @@ import pytest
 from moetool.catalogue.gpus import find_gpu
 from moetool.checkpoint.gguf.files import GgufModel, open_gguf
 from moetool.errors import UsageError
-from moetool.memory.serving.ggml.scheduler import GPU, HOST
+from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST
 from moetool.memory.serving.gguf.estimate import ALL_LAYERS, GgufQuestion, estimate_gguf
 from tests.anatomy.gguf.converted import lay_down, read_converted
 from tests.checkpoint.gguf.writer import count_bytes, moe_metadata, moe_tensors, write_gguf

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from moetool.memory.serving.ggml.allocation.scheduler import ScheduledGraph
 from moetool.memory.serving.ggml.graph import Graph
-from moetool.memory.serving.ggml.scheduler import ScheduledGraph
 from moetool.memory.serving.ggml.tensors import Tensor
 
 # Operations that may write over a source (`ggml_op_can_inplace`).
