@@ -67,6 +67,7 @@ def count_gguf(model: GgufModel) -> HeaderTable:
         other_tensors=others,
         num_layers=len({(p.stack, p.layer) for p in cells if p.layer is not None}),
         num_experts=num_experts,
+        expert_params=_count_one_expert(kept, cells, num_experts),
         top_k=top_k,
         dtype_bytes=dict(sorted(dtype_bytes.items(), key=lambda item: -item[1])),
         uncounted={},
@@ -167,6 +168,21 @@ def _count_experts(tensors: Sequence[_Named]) -> dict[tuple[str, int], int | Non
     for layer, sizes in stacked.items():
         found[layer] = sizes.pop() or None if len(sizes) == 1 and layer not in numbered else None
     return dict(sorted(found.items()))
+
+
+def _count_one_expert(
+    tensors: Sequence[_Named],
+    cells: Mapping[Place, _Cell],
+    num_experts: Mapping[tuple[str, int], int | None],
+) -> dict[tuple[str, int], int | None]:
+    """Return the parameters of one routed expert in each layer; None if experts differ."""
+    are_alike = not any(each.name.is_chunk for each in tensors)
+    found: dict[tuple[str, int], int | None] = {}
+    for (stack, layer), experts in num_experts.items():
+        total = cells[Place(stack, layer, Component.ROUTED_EXPERTS)].num_params
+        is_known = are_alike and experts is not None and total % experts == 0
+        found[stack, layer] = total // experts if is_known and experts else None
+    return found
 
 
 def _find_doubt(

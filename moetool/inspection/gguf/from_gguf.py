@@ -126,6 +126,7 @@ def _inspect_headers(
         num_experts=(merge(num_experts) if num_experts else 0) if is_known else None,
         top_k=table.top_k if num_experts else (0 if is_known else None),
         num_shared_experts=shared if has_shared else 0,
+        expert_params=merge(list(table.expert_params.values())) if num_experts else None,
         quantization=name_quantization(facts),
         parameters=summarize(table.table),
         rows=tuple(list_header_rows(table)),

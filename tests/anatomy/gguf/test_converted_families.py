@@ -12,6 +12,7 @@ from moetool.anatomy.components import TOWERS, Component
 from moetool.anatomy.gguf.table import count_gguf
 from moetool.anatomy.headers.other_tensors import Reason
 from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
+from moetool.anatomy.skeleton.active_experts import list_expert_parameters
 from moetool.anatomy.skeleton.build import build_whole_skeleton
 from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.anatomy.skeleton.table import count_skeleton
@@ -56,6 +57,10 @@ def test_parameters_are_those_of_the_skeleton(family: str, tmp_path: Path) -> No
     assert found.unclear is None
     layers = {layer.layer: layer.num_experts for layer in skeleton.text_layers}
     assert {layer: number for (_, layer), number in found.num_experts.items()} == layers
+    for layer in skeleton.text_layers:
+        of_layer = list_expert_parameters(skeleton.model, layer).values()
+        total = sum(parameter.numel() for parameter in of_layer)
+        assert found.expert_params["decoder", layer.layer] == total // layer.num_experts
     assert {found.top_k} == set(skeleton.top_k.values())
     # Nothing else is in the files.
     assert {group.reason for group in found.other_tensors} <= {Reason.BUFFERS, Reason.ROPE}
