@@ -40,6 +40,7 @@ DOCUMENTS = (
     "docs/models/inspect.md",
     "docs/models/numbers-people-quote.md",
     "docs/models/memory-estimate.md",
+    "docs/models/gguf.md",
     "docs/models/fits.md",
     "docs/models/quantize.md",
 )

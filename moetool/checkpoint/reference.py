@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from moetool.catalogue.names import DEMO, demo_folder, find_near_names
 from moetool.catalogue.published import read_published_models, read_reported_systems
+from moetool.checkpoint.gguf.files import has_gguf_only
 from moetool.checkpoint.layouts.kinds import PICKLED_SUFFIXES
 from moetool.choices import take_text
 from moetool.errors import InputError, UsageError
@@ -46,6 +47,7 @@ class ModelKind(Enum):
     HUB = "Hub id"
     PUBLISHED = "catalogue name"
     REPORTED = "name of a system known from reports"
+    GGUF = "GGUF file"
     WEIGHTS = "file of weights"
 
 
@@ -56,7 +58,7 @@ class ModelReference:
     Attributes:
         text: The name as typed; for a web address, the Hub id in it.
         kind: What the name stands for.
-        path: The folder, the config.json or the file of weights; None for all others.
+        path: The folder, the config.json, the GGUF file or the file of weights; None for all others.
         hub_id: `org/name` on the Hub; None for local paths and reported systems.
         revision: The branch, tag or commit in a web address; None if it names none, or `main`.
     """
@@ -109,7 +111,8 @@ def resolve_model(text: str) -> ModelReference:
     # os.path returns False where pathlib raises, for example for a text too long for a path.
     if os.path.isdir(path):
         _refuse_cache_folder(text, path)
-        return ModelReference(text=text, kind=ModelKind.FOLDER, path=path)
+        kind = ModelKind.GGUF if has_gguf_only(path) else ModelKind.FOLDER
+        return ModelReference(text=text, kind=kind, path=path)
     if os.path.isfile(path):
         return _resolve_file(text, path)
     published = read_published_models()
@@ -230,7 +233,7 @@ def _resolve_file(text: str, path: Path) -> ModelReference:
     if path.suffix == ".json":
         return ModelReference(text=text, kind=ModelKind.CONFIG, path=path)
     if path.suffix == ".gguf":
-        raise _is_gguf(text)
+        return ModelReference(text=text, kind=ModelKind.GGUF, path=path)
     if path.suffix in _WEIGHT_SUFFIXES:
         return ModelReference(text=text, kind=ModelKind.WEIGHTS, path=path)
     if path.suffix in _PROMPT_SUFFIXES:
@@ -247,8 +250,8 @@ def _resolve_file(text: str, path: Path) -> ModelReference:
 
 def _is_gguf(text: str) -> InputError:
     return InputError(
-        f"'{text}' is a GGUF file, llama.cpp's format, which moetool does not read yet.",
-        hint="Name the original checkpoint: a folder or a Hub id with config.json and safetensors.",
+        f"'{text}' is a GGUF file on the Hub; moetool reads those on this machine.",
+        hint="Download it, or name the original checkpoint: a Hub id with config.json and safetensors.",
     )
 
 

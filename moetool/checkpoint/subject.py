@@ -121,6 +121,12 @@ def find_subject(
                 subject = _find_on_hub(reference, revision=revision, source=source)
             except UnreachableHubError as error:
                 subject = _replace_hub(error, reference, revision=revision, source=source)
+        case ModelKind.GGUF:
+            raise InputError(
+                f"'{reference.text}' is a GGUF model, without a config.json of transformers.",
+                hint="Name the original checkpoint; `moetool inspect` and `memory-estimate` read "
+                "GGUF files.",
+            )
         case ModelKind.CONFIG:
             assert reference.path is not None
             subject = Subject(

@@ -11,7 +11,7 @@ from moetool.anatomy.headers.published_format import find_quantization
 from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ParameterTable
 from moetool.checkpoint.subject import Subject
-from moetool.inspection.notes import note_sources, note_towers
+from moetool.inspection.notes import note_others, note_sources, note_towers
 from moetool.inspection.published import compare_published
 from moetool.inspection.result import Inspection, Source
 from moetool.inspection.rows import list_header_rows
@@ -63,11 +63,7 @@ def inspect_headers(
             *_note_unknown(table, subject),
             *note_sources(subject.expert_sources, num_experts),
             *note_towers(table.table),
-            *(
-                f"Not counted: {group.num_tensors:,} tensors of {group.reason} "
-                f"({group.num_params:,} elements, such as {group.example})."
-                for group in table.other_tensors
-            ),
+            *note_others(table.other_tensors),
         ),
     )
 

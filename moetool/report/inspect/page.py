@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moetool.printable import printable
+from moetool.report.inspect.gguf import make_types
 from moetool.report.inspect.layers import list_layers
 from moetool.report.inspect.words import (
     word_active,
@@ -28,7 +29,6 @@ from moetool.report.text.words import UNKNOWN, word_count, word_share
 from moetool.wording import format_bytes, format_count, number_of
 
 if TYPE_CHECKING:
-    from moetool.anatomy.skeleton.description import Anatomy
     from moetool.inspection.figures import Adapter, Files, Flops, Parameters, PublishedFigures
     from moetool.inspection.result import Inspection
 
@@ -50,6 +50,8 @@ def list_blocks(model: Inspection, view: View) -> Iterator[Block]:
         yield _list_components(model.parameters)
     if view.per_layer and model.rows:
         yield list_layers(model, is_folded=view.width is not None)
+    if model.gguf and len(model.gguf.types) > 1:
+        yield [make_types(model.gguf)]
     if model.files and model.files.differences:
         yield [_make_differences(model.files)]
     yield make_notes(model.notes)
@@ -57,6 +59,8 @@ def list_blocks(model: Inspection, view: View) -> Iterator[Block]:
 
 def _list_facts(model: Inspection) -> Iterator[Paragraph]:
     named = f" ({model.anatomy.model_class})" if model.anatomy else ""
+    if model.gguf and not model.anatomy:
+        named = f" (GGUF architecture {model.gguf.architecture})"
     commit = f" at {model.revision[:8]}" if model.revision else ""
     title = style_words(model.model, Style.STRONG)
     yield make_fact("model", title.append(printable(f"{commit}{named}")))
@@ -82,7 +86,8 @@ def _list_facts(model: Inspection) -> Iterator[Paragraph]:
     yield from make_facts("routing", word_routing(model))
     if model.anatomy:
         yield from make_facts("mixer", map(word_mixer, model.anatomy.mixers))
-        yield make_fact("context", _word_context(model.anatomy, model.parameters))
+    if model.anatomy or model.gguf:
+        yield make_fact("context", _word_context(model))
     if model.parameters and model.parameters.num_bytes is not None and model.dtype:
         size = format_bytes(model.parameters.num_bytes)
         label = "dequantized" if model.quantization else "as loaded"
@@ -143,11 +148,12 @@ def _list_published(published: PublishedFigures) -> Iterator[Paragraph]:
         yield make_fact("" if words else "vendor", published.note)
 
 
-def _word_context(anatomy: Anatomy, parameters: Parameters | None) -> str:
-    words = [f"{anatomy.context_length:,} tokens" if anatomy.context_length else UNKNOWN]
-    words.append(f"vocabulary {f'{anatomy.vocab_size:,}' if anatomy.vocab_size else UNKNOWN}")
-    if parameters and parameters.is_tied is not None:
-        words.append("tied embeddings" if parameters.is_tied else "untied embeddings")
+def _word_context(model: Inspection) -> str:
+    context, vocabulary = model.context_length, model.vocab_size
+    words = [f"{context:,} tokens" if context else UNKNOWN]
+    words.append(f"vocabulary {f'{vocabulary:,}' if vocabulary else UNKNOWN}")
+    if model.parameters and model.parameters.is_tied is not None:
+        words.append("tied embeddings" if model.parameters.is_tied else "untied embeddings")
     return ", ".join(words)
 
 

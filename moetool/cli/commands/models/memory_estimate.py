@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
+from moetool.cli.commands.models.gguf_estimate import write_file_estimates
 from moetool.cli.errors import speaks_errors
 from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import loading
-from moetool.cli.options.memory_estimate import engines, generation, hardware, scenario, training
+from moetool.cli.options.memory_estimate import (
+    engines,
+    generation,
+    gguf,
+    hardware,
+    scenario,
+    training,
+)
 from moetool.cli.options.shared import (
     ForceOption,
     FormatOption,
@@ -26,9 +33,6 @@ from moetool.cli.writing.estimates import write_estimates
 from moetool.memory.scenario import CacheKind, Dtype, Scenario, Task
 from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.quantizing.kinds import Quantization, QuantizedExperts
-
-if TYPE_CHECKING:
-    from moetool.memory.result import Estimate
 
 SUMMARY = "Estimate the GPU memory of a run."
 EXAMPLES = (
@@ -73,6 +77,13 @@ def memory_estimate(
     kv_cache_dtype: engines.ServedCacheOption = None,
     tensor_parallel: engines.TensorParallel = None,
     engine_overhead: engines.Overhead = None,
+    n_gpu_layers: gguf.GpuLayers = None,
+    n_cpu_moe: gguf.CpuMoe = None,
+    override_tensor: gguf.OverrideTensor = None,
+    ctx_size: gguf.ContextSize = None,
+    ubatch_size: gguf.UbatchSize = None,
+    cache_type_k: gguf.CacheTypeK = None,
+    cache_type_v: gguf.CacheTypeV = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     output_format: FormatOption = None,
@@ -90,8 +101,11 @@ def memory_estimate(
 
     refuse_loose_sizes(models, sys.argv[1:])
     check_experts(experts, quantization)
+    of_gguf = (n_gpu_layers, n_cpu_moe, override_tensor, ctx_size, ubatch_size)
+    own = gguf.name_values(*of_gguf, cache_type_k, cache_type_v)
+    has_gguf = gguf.check_models(models, own)
     settings = (gpu_memory_utilization, kv_cache_dtype, tensor_parallel, engine_overhead)
-    serving = engines.read_engine(engine, *settings, gpu=gpu)
+    serving = None if has_gguf else engines.read_engine(engine, *settings, gpu=gpu)
     chosen = choose_report_format(output_format, output)
     sizes = scenario.read_sizes(batch_size, prompt_tokens, new_tokens)
     common = Scenario(
@@ -105,15 +119,11 @@ def memory_estimate(
         quantization=quantization,
         is_double_quantized=double_quantization,
         experts=experts,
-        optimizer=optimizer,
-        has_checkpointing=gradient_checkpointing,
-        lora_rank=lora_rank,
-        lora_targets=lora_targets,
         cache_dtype=cache_dtype,
         num_beams=num_beams,
         num_return_sequences=num_return_sequences,
         assistant=assistant,
-        **training.read_freeze(freeze),
+        **training.read(optimizer, gradient_checkpointing, freeze, lora_rank, lora_targets),
     )
     scenarios = sizes.list_scenarios(common)
     failures = Failures(models)
@@ -122,7 +132,12 @@ def memory_estimate(
     check_report_path(output, force=force, inputs=inputs)
     hardware.check_save(save, measure=measure, output=output, force=force, inputs=inputs)
     failures.check(references)
-    estimates: list[Estimate] = []
+    if has_gguf:
+        foreign = (*settings[:3], engine, parallel, save, trace, prompt_tokens, new_tokens)
+        gguf.refuse_foreign(common, foreign, measure=measure)
+        question = gguf.read_question(own, gpu=gpu, overhead=engine_overhead, scenarios=scenarios)
+        write_file_estimates(references, question, failures, chosen, output, force=force)
+        return
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
         named_gpu, group = hardware.take_gpus(gpu, parallel, nodes, serving=serving)
@@ -138,9 +153,6 @@ def memory_estimate(
         )
         asked = [(model, references[model]) for model in models if model in references]
         # torch loads here, after the checks, so that wrong options are reported before.
-        for model, take in estimate_models(asked, scenarios, options, on_progress=show):
-            with failures.keep(model):
-                estimates += take()
-    failures.check(estimates)
+        estimates = failures.collect(estimate_models(asked, scenarios, options, on_progress=show))
     write_estimates(estimates, failures, chosen, output, save=save, force=force)
     failures.finish()

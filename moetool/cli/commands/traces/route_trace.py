@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moetool.cli.commands.traces import gguf_trace
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_run_inputs
 from moetool.cli.observer import TerminalObserver
@@ -126,11 +127,16 @@ def route_trace(
         allow_inexact=allow_inexact,
         generation=generation,
     )
+    others = (output_format, report, resume, save_text, verbose, show)
+    is_gguf = gguf_trace.check_options(reference, options, others, output=sink.target)
     with observer:
         join_processes(observer.step, has_file=sink.target is not None)
         if prompts != "-":  # which may be typed on the terminal
             observer.step("reading prompts")
         read = choose_prompts(prompts, prompt, fields=fields, limits=limits, chat=chat)
+        if is_gguf and sink.target is not None:
+            gguf_trace.trace_file(reference, read, sink.target, observer, force=force)
+            return
         run = trace_model(
             reference,
             read,
