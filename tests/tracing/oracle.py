@@ -14,7 +14,7 @@ import torch
 _WORST_CONDITION = 1e6
 
 
-class Undetermined(Exception):
+class UndeterminedError(Exception):
     """The outputs of experts do not determine the weights."""
 
 
@@ -41,19 +41,19 @@ def fit_weights(output: torch.Tensor, by_expert: torch.Tensor) -> Fit:
             # (num_experts, num_tokens, hidden_size)
 
     Raises:
-        Undetermined: Other weights would explain the output as well, or a number is not finite.
+        UndeterminedError: Other weights would explain the output as well, or a number is not finite.
     """
     columns = by_expert.detach().double().movedim(0, 2)  # (num_tokens, hidden_size, num_experts)
     total = output.detach().double()[:, :, None]  # (num_tokens, hidden_size, 1)
     if not (columns.isfinite().all() and total.isfinite().all()):
-        raise Undetermined("some outputs are not finite")
+        raise UndeterminedError("some outputs are not finite")
     if columns.shape[2] > columns.shape[1]:
-        raise Undetermined(
-            f"{columns.shape[2]} experts can't be told apart by outputs of width {columns.shape[1]}"
+        raise UndeterminedError(
+            f"{columns.shape[2]} experts are more than outputs of width {columns.shape[1]} distinguish"
         )
     sizes = torch.linalg.svdvals(columns)  # (num_tokens, num_experts), the largest first
     if bool((sizes[:, -1] * _WORST_CONDITION <= sizes[:, 0]).any()):
-        raise Undetermined("the outputs of some experts are combinations of others'")
+        raise UndeterminedError("the outputs of some experts are combinations of others'")
     weights = torch.linalg.lstsq(columns, total).solution  # (num_tokens, num_experts, 1)
     rest = (columns @ weights - total).norm(dim=(1, 2))
     longest = total.norm(dim=(1, 2)).max().clamp(min=torch.finfo(torch.float64).tiny)

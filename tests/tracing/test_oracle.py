@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tracing.oracle import Undetermined, find_difference, fit_weights, spread
+from tests.tracing.oracle import UndeterminedError, find_difference, fit_weights, spread
 
 NUM_TOKENS, HIDDEN_SIZE, NUM_EXPERTS, TOP_K = 12, 16, 6, 2
 TOLERANCE = 1e-9
@@ -78,19 +78,19 @@ def test_an_expert_that_ran_twice_counts_twice() -> None:
     assert spread(ids, weights, num_experts=4).tolist() == [[0, 0, 0.75, 0]]
 
 
-@pytest.mark.parametrize("reason", ["can't be told apart", "combinations", "not finite"])
+@pytest.mark.parametrize("reason", ["more than outputs", "combinations", "not finite"])
 def test_outputs_that_do_not_determine_the_weights_are_refused(reason: str) -> None:
-    by_expert = make_experts(HIDDEN_SIZE + 1 if reason == "can't be told apart" else NUM_EXPERTS)
+    by_expert = make_experts(HIDDEN_SIZE + 1 if reason == "more than outputs" else NUM_EXPERTS)
     if reason == "combinations":
         by_expert[3, 5] = by_expert[2, 5] - 2 * by_expert[1, 5]
     elif reason == "not finite":
         by_expert[3, 5, 0] = torch.nan
-    with pytest.raises(Undetermined, match=reason):
+    with pytest.raises(UndeterminedError, match=reason):
         fit_weights(by_expert[0], by_expert)
 
 
 def test_experts_that_return_nothing_are_refused() -> None:
     by_expert = make_experts()
     by_expert[:, 2] = 0
-    with pytest.raises(Undetermined, match="combinations"):
+    with pytest.raises(UndeterminedError, match="combinations"):
         fit_weights(by_expert[0], by_expert)

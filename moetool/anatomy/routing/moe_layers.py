@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from moetool.anatomy.routing.arrangements.expert_groups import find_expert_groups
 from moetool.anatomy.routing.routing_signs import RoutingSign, describe_signs, find_routing_signs
 from moetool.anatomy.routing.rules import (
     RoutingRule,
@@ -95,13 +96,7 @@ def find_experts(model: nn.Module) -> FoundExperts:
     layers = tuple(
         _describe(path, model.get_submodule(path), rule) for path, rule in _find_rules(model)
     )
-    unreadable = tuple(path for path, _ in _find_other_experts(model, known=layers))
-    signs = find_routing_signs(
-        model,
-        blocks={layer.block_path for layer in layers},
-        experts={layer.experts_path for layer in layers},
-    )
-    return FoundExperts(layers, unreadable, signs)
+    return _find_rest(model, layers)
 
 
 def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[MoeLayer]:
@@ -116,7 +111,7 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
         UntraceableError: It has routed experts, or signs of them, that no rule reads, or whose
             reading is not exact.
     """
-    experts = find_experts(model)
+    experts = _observe_rest(model, find_experts(model))
     layers, name = experts.layers, type(model).__name__
     if not experts.are_all_read and not layers and not experts.unreadable:
         raise UntraceableError(
@@ -142,6 +137,37 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
             hint="Give --allow-inexact to trace it anyway; the trace is marked as inexact.",
         )
     return _tell_apart(list(layers))
+
+
+def _observe_rest(model: nn.Module, experts: FoundExperts) -> FoundExperts:
+    """Return the same experts, together with those that no rule reads but whose operations may."""
+    if experts.are_all_read:
+        return experts
+    closed = {layer.block_path for layer in experts.layers}
+    observed = [
+        MoeLayer(
+            stack=_name_stack(group.experts_path),
+            layer=find_layer_number(group.experts_path) or 0,
+            experts_path=group.experts_path,
+            block_path=group.block_path,
+            num_experts=group.num_experts,
+            num_identity_experts=0,
+            rule=RoutingRule.OPERATIONS,
+        )
+        for group in find_expert_groups(model, closed=closed)
+    ]
+    return _find_rest(model, (*experts.layers, *observed))
+
+
+def _find_rest(model: nn.Module, layers: tuple[MoeLayer, ...]) -> FoundExperts:
+    """Return routed layers, with everything else that may be experts."""
+    unreadable = tuple(path for path, _ in _find_other_experts(model, known=layers))
+    signs = find_routing_signs(
+        model,
+        blocks={layer.block_path for layer in layers},
+        experts={layer.experts_path for layer in layers},
+    )
+    return FoundExperts(layers, unreadable, signs)
 
 
 def describe_unread(model: nn.Module, experts: FoundExperts) -> list[str]:

@@ -103,6 +103,17 @@ def is_foreign(module: nn.Module) -> bool:
     return home.partition(".")[0] not in _KNOWN_PACKAGES or home.startswith("torch.jit")
 
 
+def are_experts(name: str, modules: list[nn.Module]) -> bool:
+    """Return whether modules in a list of this name may be experts: several of the same shapes."""
+    is_named = _EXPERT_WORD.search(name) is not None
+    return (
+        len(modules) > 1
+        and _are_alike(modules)
+        and (is_named or not _STACK.search(name))
+        and _may_be_expert(modules[0])
+    )
+
+
 def _list_holders(path: str) -> list[str]:
     """Return the paths of the modules that contain a module; the model's own path is empty."""
     words = path.split(".") if path else []

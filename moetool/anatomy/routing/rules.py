@@ -24,6 +24,9 @@ class RoutingRule(StrEnum):
             are grouped linear layers (JetMoE).
         SEPARATE_EXPERTS: Each expert is a separate module, which the block calls on its tokens
             (Switch, the blocks of transformers 4, remote and hand-written code).
+        OPERATIONS: Experts in any other arrangement, such as stacked parameters of the block itself.
+            The block's operations show which tokens meet which of them (GShard's dispatch and
+            combine tensors, rows sorted by expert, gathered weights).
         ROUTER_CHOICE: The router returns sparse weights, which the experts do not carry out
             (NLLB-MoE). Inexact.
         RETRIEVAL: Experts are rows of embeddings, looked up by product keys (Doge). Inexact.
@@ -33,6 +36,7 @@ class RoutingRule(StrEnum):
     SPARSE_SCORES = "sparse scores"
     SORTED_ROWS = "sorted rows"
     SEPARATE_EXPERTS = "separate experts"
+    OPERATIONS = "operations"
     ROUTER_CHOICE = "router choice"
     RETRIEVAL = "retrieval"
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.rules import RoutingRule
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
 
@@ -70,6 +71,9 @@ class ChanceWatch:
 
 def _list_experts(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules that run a layer's experts: one for all, or those of a list."""
+    if layer.rule is RoutingRule.OPERATIONS:
+        # Its block runs again with the same random numbers.
+        return
     experts = model.get_submodule(layer.experts_path)
     if type(experts).forward not in (nn.ModuleList.forward, nn.ModuleDict.forward):
         yield layer.experts_path, experts

@@ -88,6 +88,7 @@ def find_scores(output: object, num_slots: int, *, num_experts: int) -> torch.Te
         if (
             isinstance(value, torch.Tensor)
             and value.is_floating_point()
+            and value.dim()
             and value.shape[-1] >= num_experts
             and value.numel() == num_slots * value.shape[-1]
         ):

@@ -1,0 +1,1 @@
+"""Experts in any arrangement, whose routing only their operations show."""
