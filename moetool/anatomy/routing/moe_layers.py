@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from moetool.anatomy.routing.arrangements.expert_groups import find_expert_groups
+from moetool.anatomy.routing.proposed.expert_groups import ExpertGroup, find_expert_groups
+from moetool.anatomy.routing.proposed.expert_modules import ExpertModules, find_expert_modules
 from moetool.anatomy.routing.routing_signs import RoutingSign, describe_signs, find_routing_signs
 from moetool.anatomy.routing.rules import (
     RoutingRule,
@@ -18,7 +19,7 @@ from moetool.anatomy.routing.rules import (
     stacked_parameters,
 )
 from moetool.anatomy.routing.shards import count_shards
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.routing.walk import join_path, walk_modules
 from moetool.choices import take_numbers
 from moetool.errors import DenseModelError, UntraceableError, UsageError
 
@@ -51,6 +52,8 @@ class MoeLayer:
         num_experts: Routed experts. Larger ids are those of identity experts.
         num_identity_experts: Experts that return their input unchanged.
         rule: The rule that reads its decisions.
+        members: By expert, the paths within the block of the modules that it consists of. Empty if
+            the experts are one module, or the children of one.
     """
 
     stack: str
@@ -60,6 +63,7 @@ class MoeLayer:
     num_experts: int
     num_identity_experts: int
     rule: RoutingRule
+    members: tuple[tuple[str, ...], ...] = ()
 
     def __hash__(self) -> int:
         # Hashed in every layer of every call that is recorded, where all fields would take longer.
@@ -111,7 +115,7 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
         UntraceableError: It has routed experts, or signs of them, that no rule reads, or whose
             reading is not exact.
     """
-    experts = _observe_rest(model, find_experts(model))
+    experts = _add_proposed(model, find_experts(model))
     layers, name = experts.layers, type(model).__name__
     if not experts.are_all_read and not layers and not experts.unreadable:
         raise UntraceableError(
@@ -139,24 +143,33 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
     return _tell_apart(list(layers))
 
 
-def _observe_rest(model: nn.Module, experts: FoundExperts) -> FoundExperts:
-    """Return the same experts, together with those that no rule reads but whose operations may."""
+def _add_proposed(model: nn.Module, experts: FoundExperts) -> FoundExperts:
+    """Return the same experts with what else may be experts, if anything is left unread."""
     if experts.are_all_read:
         return experts
     closed = {layer.block_path for layer in experts.layers}
-    observed = [
-        MoeLayer(
-            stack=_name_stack(group.experts_path),
-            layer=find_layer_number(group.experts_path) or 0,
-            experts_path=group.experts_path,
-            block_path=group.block_path,
-            num_experts=group.num_experts,
-            num_identity_experts=0,
-            rule=RoutingRule.OPERATIONS,
-        )
-        for group in find_expert_groups(model, closed=closed)
+    groups = list(find_expert_groups(model, closed=closed))
+    inside = tuple(join_path(group.block_path, "") for group in groups)
+    added = [
+        _describe_proposed(found)
+        for found in (*groups, *find_expert_modules(model, closed=closed))
+        if isinstance(found, ExpertGroup) or not found.experts_path.startswith(inside)
     ]
-    return _find_rest(model, (*experts.layers, *observed))
+    return _find_rest(model, (*experts.layers, *added)) if added else experts
+
+
+def _describe_proposed(found: ExpertGroup | ExpertModules) -> MoeLayer:
+    is_group = isinstance(found, ExpertGroup)
+    return MoeLayer(
+        stack=_name_stack(found.experts_path),
+        layer=find_layer_number(found.experts_path) or 0,
+        experts_path=found.experts_path,
+        block_path=found.block_path,
+        num_experts=found.num_experts if isinstance(found, ExpertGroup) else len(found.members),
+        num_identity_experts=0,
+        rule=RoutingRule.OPERATIONS if is_group else RoutingRule.SEPARATE_EXPERTS,
+        members=() if isinstance(found, ExpertGroup) else found.members,
+    )
 
 
 def _find_rest(model: nn.Module, layers: tuple[MoeLayer, ...]) -> FoundExperts:
@@ -278,7 +291,7 @@ def _stacked(experts: nn.Module) -> list[nn.Parameter]:
 
 
 def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
-    """Make the stacks of layers that share a stack and a number distinct, by their blocks' names."""
+    """Make the stacks of layers that share a stack and a number distinct, by their blocks' names or their paths."""
     shared = Counter((layer.stack, layer.layer) for layer in layers)
     named = [
         replace(layer, stack=f"{layer.stack}.{layer.block_path.rpartition('.')[2]}")
@@ -286,18 +299,13 @@ def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
         else layer
         for layer in layers
     ]
-    ambiguous = [
-        key for key, n in Counter((layer.stack, layer.layer) for layer in named).items() if n > 1
+    again = Counter((layer.stack, layer.layer) for layer in named)
+    return [
+        replace(layer, stack=f"{layer.stack}.{layer.experts_path}")
+        if again[layer.stack, layer.layer] > 1
+        else layer
+        for layer in named
     ]
-    if ambiguous:
-        raise UntraceableError(
-            f"Layer {ambiguous[0][1]} routes more than once, and the routings have no distinct names.",
-            hint="Trace one sub-model with RoutingRecorder.",
-            facts=[
-                f"seen: {layer.experts_path}" for layer in named if layer.stack == ambiguous[0][0]
-            ][:3],
-        )
-    return named
 
 
 def _find_other_experts(
@@ -309,11 +317,15 @@ def _find_other_experts(
     blocks have a `num_experts` too.
     """
     known = list(known)
+    is_block = any(not layer.block_path for layer in known)
     blocks = {layer.block_path for layer in known} - {""}
     for path, module in walk_modules(model, closed=blocks):
         if not path or path in blocks or not _holds_experts(path, module):
             continue
-        if not any(layer.experts_path.startswith(f"{path}.") for layer in known):
+        # If the model itself is a block, its children may be routers.
+        if is_block and "." not in path and not _has_many_matrices(module):
+            continue
+        if not any(f"{layer.experts_path}.".startswith(f"{path}.") for layer in known):
             yield path, module
 
 
@@ -324,3 +336,10 @@ def _holds_experts(path: str, module: nn.Module) -> bool:
     if isinstance(module, nn.ModuleDict | nn.ModuleList):
         return path.rpartition(".")[2] == "experts" and len(module) > 1
     return type(module).__name__.endswith("Experts") and any(True for _ in module.parameters())
+
+
+def _has_many_matrices(module: nn.Module) -> bool:
+    """Return whether a module could hold experts: it stacks matrices, or lists modules."""
+    if any(isinstance(inner, nn.ModuleDict | nn.ModuleList) for inner in module.modules()):
+        return True
+    return any(parameter.dim() > 2 for parameter in module.parameters())

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator
 
 from torch import nn
 
+_NOT_CALLED = (nn.Module.forward, nn.ModuleList.forward, nn.ModuleDict.forward)
+
 
 def walk_modules(
     module: nn.Module, *, path: str = "", closed: Collection[str] = ()
@@ -31,7 +33,17 @@ def walk_modules(
         if path in closed:
             continue
         waiting += [
-            (f"{path}.{name}" if path else name, child)
+            (join_path(path, name), child)
             for name, child in reversed(current._modules.items())
             if child is not None
         ]
+
+
+def is_called(module: nn.Module) -> bool:
+    """Return whether a module has a forward; lists and dictionaries of modules have none."""
+    return getattr(type(module), "forward", None) not in _NOT_CALLED
+
+
+def join_path(path: str, name: str) -> str:
+    """Return the path of a module within another; the model's own path is empty."""
+    return f"{path}.{name}" if path else name

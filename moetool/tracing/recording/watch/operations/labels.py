@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from moetool.anatomy.routing.arrangements.expert_groups import list_flat_stacks
+from moetool.anatomy.routing.proposed.expert_groups import list_flat_stacks
 
 # These keep the numbers of a tensor in their order.
 _SAME_ORDER = frozenset(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from moetool.tracing.recording.watch.operations.observer import Observer
 from moetool.tracing.recording.watch.operations.products import Product
+from moetool.tracing.recording.watch.separate.random_states import (
+    kept_states,
+    list_devices,
+    restore_states,
+)
 from moetool.tracing.recording.watch.separate.stand_ins import kept_as_it_is, without_hooks
 
 Labels = Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -30,7 +35,7 @@ class BlockCall:
 
     given: torch.Tensor
     hidden: torch.Tensor
-    random: Mapping[torch.device, torch.Tensor]
+    random: list[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,6 @@ class ObservedRun:
         ]
 
 
-def read_generators(device: torch.device) -> dict[torch.device, torch.Tensor]:
-    """Return the states of the random generators that code on a device may draw from."""
-    states = {torch.device("cpu"): torch.get_rng_state()}
-    if device.type not in ("cpu", "meta"):
-        states[device] = torch.get_device_module(device).get_rng_state(device)
-    return states
-
-
 def run_observed(
     block: nn.Module,
     call: BlockCall,
@@ -111,7 +108,9 @@ def run_observed(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_same_random_numbers(call.random))
+        devices = list_devices(block)
+        stack.enter_context(kept_states(devices))
+        restore_states(devices, call.random)
         for module in block.modules():
             stack.enter_context(kept_as_it_is(module))
             stack.enter_context(without_hooks(module))
@@ -165,15 +164,3 @@ def _keep_outputs(
     for path, module in block.named_modules():
         if path and not any(id(parameter) in experts for parameter in module.parameters()):
             module.register_forward_hook(keep(path, is_part="." not in path))
-
-
-@contextmanager
-def _same_random_numbers(states: Mapping[torch.device, torch.Tensor]) -> Iterator[None]:
-    devices = [device for device in states if device.type != "cpu"]
-    with torch.random.fork_rng(devices):
-        for device, state in states.items():
-            if device.type == "cpu":
-                torch.set_rng_state(state)
-            else:
-                torch.get_device_module(device).set_rng_state(state, device)
-        yield

@@ -35,10 +35,10 @@ from moetool.tracing.recording.watch.operations.run import (
     BlockCall,
     Labels,
     ObservedRun,
-    read_generators,
     run_observed,
 )
 from moetool.tracing.recording.watch.routers import find_scores
+from moetool.tracing.recording.watch.separate.random_states import list_devices, read_states
 
 # Roundings by which the output of a second run may differ from the call's.
 _ROUNDINGS = 64
@@ -74,13 +74,13 @@ class OperationsWatch:
     def _forget(self) -> None:
         self._call = None
 
-    def _begin(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._forget()
         tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
         given = next(tensors, None)
         if given is None or not given.is_floating_point() or given.dim() < 2:
             raise self._unreadable("it is not called with hidden states first")
-        self._call = BlockCall(given, given.detach().clone(), read_generators(given.device))
+        self._call = BlockCall(given, given.detach().clone(), read_states(list_devices(block)))
 
     def _end(self, labels: Labels, report: Report) -> Any:
         def hook(

@@ -1,7 +1,7 @@
 """Experts in any arrangement, with the block that routes to them, found by shapes alone.
 
-Only modules of other code than transformers' and torch's are looked at, and only where no rule reads
-the routing: which tokens meet which of these weights is then observed while the block runs.
+Only the recorder uses them: which tokens meet which of these weights is observed while the block
+runs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from moetool.anatomy.routing.routing_signs import are_experts, is_foreign
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.routing.routing_signs import (
+    EXPERT_WORD,
+    STACK,
+    are_alike,
+    is_foreign,
+    may_be_expert,
+)
+from moetool.anatomy.routing.walk import is_called, walk_modules
 
 _FEWEST_STACKS = 2
 
@@ -47,16 +53,26 @@ def find_expert_groups(model: nn.Module, *, closed: Collection[str]) -> Iterator
             continue
         levels = _find_levels(path, module)
         block_path = _find_block(model, path, module, levels) if levels else None
-        if block_path is not None:
+        if block_path is not None and not _calls_itself(model, path, module, block_path):
             inside.append(path)
             yield ExpertGroup(path, block_path, math.prod(levels))
+
+
+def _calls_itself(model: nn.Module, path: str, experts: nn.Module, block_path: str) -> bool:
+    """Return whether a block calls the experts of a list, and no module between them does."""
+    if not isinstance(experts, nn.ModuleList | nn.ModuleDict):
+        return False
+    caller = path
+    while caller and not is_called(model.get_submodule(caller)):
+        caller = caller.rpartition(".")[0]
+    return caller == block_path
 
 
 def _find_levels(path: str, module: nn.Module) -> tuple[int, ...]:
     """Return the number of experts that a module holds itself; by level if they are in groups."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         name = path.rpartition(".")[2]
-        return (len(module),) if are_experts(name, list(module.children())) else ()
+        return (len(module),) if _are_experts(name, list(module.children())) else ()
     if not is_foreign(module):
         return ()
     stacks = Counter(
@@ -71,6 +87,13 @@ def _find_levels(path: str, module: nn.Module) -> tuple[int, ...]:
         return found[0]
     num_experts = _count_in_rows(module)
     return (num_experts,) if num_experts else ()
+
+
+def _are_experts(name: str, modules: list[nn.Module]) -> bool:
+    """Return whether modules in a list of this name may be experts: several of the same shapes."""
+    if len(modules) < 2 or not are_alike(modules) or not may_be_expert(modules[0]):
+        return False
+    return EXPERT_WORD.search(name) is not None or not STACK.search(name)
 
 
 def _count_in_rows(module: nn.Module) -> int:

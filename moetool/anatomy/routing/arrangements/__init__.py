@@ -1,1 +1,0 @@
-"""Experts in any arrangement, whose routing only their operations show."""
