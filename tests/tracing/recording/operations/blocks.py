@@ -112,7 +112,10 @@ class DispatchAndCombine(Fused):
         dispatch = self.dispatch(combine)
         slots = torch.einsum("tec,td->ecd", dispatch, rows)
         inner = F.silu(torch.einsum("ecd,edf->ecf", slots, self.w1))
-        return torch.einsum("tec,ecf,efd->td", combine, inner, self.w2)
+        return self.bring_back(combine, inner)
+
+    def bring_back(self, combine: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("tec,ecd->td", combine, torch.einsum("ecf,efd->ecd", inner, self.w2))
 
     def combine(self, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         chosen = F.one_hot(ids, self.num_experts)  # (num_tokens, top_k, num_experts)
@@ -209,7 +212,7 @@ class ExpertChoice(Fused):
     def run(self, rows: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         del weights, ids
         scores = call(self.gate, rows).softmax(dim=-1)
-        chosen, tokens = scores.T.topk(CAPACITY + 1, dim=-1)  # (num_experts, capacity)
+        chosen, tokens = scores.T.topk(CAPACITY - 1, dim=-1)  # (num_experts, capacity)
         inner = F.silu(torch.einsum("ecd,edf->ecf", rows[tokens], self.w1))
         outputs = torch.einsum("ecf,efd->ecd", inner, self.w2) * chosen[..., None]
         return torch.zeros_like(rows).index_add(0, tokens.flatten(), outputs.flatten(0, 1))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from tests.tracing.recording.operations.blocks import (
     HIDDEN_SIZE,
+    DispatchAndCombine,
     Fused,
     Gathered,
     Mixture,
@@ -36,6 +37,13 @@ class WeighsTheInput(Fused):
 class WeighsBeforeTheActivation(Fused):
     def weigh(self, expert: int, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         return F.silu((rows @ self.w1[expert]) * weights) @ self.w2[expert]
+
+
+class CombinesBeforeTheLastProduct(DispatchAndCombine):
+    """Brings rows back to their tokens by a product, before the last matrices."""
+
+    def bring_back(self, combine: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("tec,ecf,efd->td", combine, inner, self.w2)
 
 
 class RoundsTheInput(Fused):
@@ -108,6 +116,10 @@ REFUSED: dict[str, tuple[Callable[[], Fused], str]] = {
     "weights that scale the input": (WeighsTheInput, OTHER_ROWS),
     "weights before the activation": (
         WeighsBeforeTheActivation,
+        "weights are applied within its experts",
+    ),
+    "a product between those of experts": (
+        CombinesBeforeTheLastProduct,
         "weights are applied within its experts",
     ),
     "a rounded input": (RoundsTheInput, OTHER_ROWS),

@@ -170,8 +170,7 @@ def test_dropped_tokens_and_unchosen_ones_are_among_what_was_tried() -> None:
     assert (dropped == -1).any()
     chosen, _ = record(build(ExpertChoice))
     counts = (chosen >= 0).sum(dim=1)
-    assert counts.min() == 0
-    assert counts.max() > 2
+    assert set(counts.tolist()) >= {0, 1, 2}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +201,7 @@ def test_a_block_that_can_not_be_read_is_refused_and_left_as_it_was(what: str) -
 
 
 def test_an_exception_within_the_block_is_the_users() -> None:
-    model = build(Gathered)
+    model = build(Gathered, dtype=torch.float32)
     model.moe.gate = nn.Linear(HIDDEN_SIZE + 1, NUM_EXPERTS)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), RoutingRecorder(model):
         model(tokens())

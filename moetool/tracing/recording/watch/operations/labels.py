@@ -118,3 +118,20 @@ def all_equal(values: torch.Tensor, dim: int) -> bool:
 def union(labels: Iterable[Label]) -> frozenset[int]:
     """Return the roots of several labels."""
     return frozenset().union(*(label.roots for label in labels))
+
+
+def combine_experts(labels: Iterable[Label], shape: torch.Size) -> torch.Tensor | None:
+    """Return the experts of a sum of weights; None if it mixes experts."""
+    found: torch.Tensor | None = None
+    for label in labels:
+        experts = label.experts.expand(shape)
+        if found is not None and not torch.equal(found, experts):
+            return None
+        found = experts
+    return found
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Return a number that tensors share which share their memory, as long as one is kept."""
+    key: int = tensor.untyped_storage()._cdata
+    return key

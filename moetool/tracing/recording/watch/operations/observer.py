@@ -6,7 +6,7 @@ einsum, bmm, index or a grouped product.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moetool.tracing.recording.watch.operations.labels import (
     Label,
     all_equal,
+    combine_experts,
     is_move,
     keeps_order,
     move,
     name_of,
+    storage_of,
     tensors_in,
     union,
 )
@@ -33,6 +35,7 @@ from moetool.tracing.recording.watch.operations.products import (
 _MULTIPLICATIONS = ("mul", "div")
 # A factor of a row is still one after these; after any other operation it is not.
 _KEEPS_FACTORS = frozenset({"_to_copy", "mul", "div"})
+_UNKNOWN = torch.tensor(torch.nan)
 
 
 class NotObservedError(Exception):
@@ -79,9 +82,10 @@ class Observer(TorchDispatchMode):
             for number, (parameter, experts) in enumerate(labels)
         }
         # By storage: the products that a tensor made from the hidden states is made of.
-        self._sources: dict[int, frozenset[int]] = {_storage(hidden): frozenset()}
+        self._sources: dict[int, frozenset[int]] = {storage_of(hidden): frozenset()}
         # Numbers that a tensor's own were multiplied by on their way from an expert's first product.
         self._factors: dict[int, torch.Tensor] = {}
+        self._weighed: set[int] = set()
         # Tensors whose identities are in use.
         self._kept: list[Any] = [hidden]
         # Of each product, its output, and what a wider dtype made of it.
@@ -96,8 +100,8 @@ class Observer(TorchDispatchMode):
         self._read_edges()
         given = tensors_in(args, kwargs)
         labelled = [value for value in given if id(value) in self._labels]
-        derived = [value for value in given if _storage(value) in self._sources]
-        sources = frozenset().union(*(self._sources[_storage(value)] for value in derived))
+        derived = [value for value in given if storage_of(value) in self._sources]
+        sources = frozenset().union(*(self._sources[storage_of(value)] for value in derived))
         # Ids and masks choose weights, but are not rows that meet them.
         if labelled and any(value.is_floating_point() for value in derived):
             return self._meet(operation, args, kwargs, sources)
@@ -109,7 +113,7 @@ class Observer(TorchDispatchMode):
         elif derived:
             self._derive(result, given, operation, sources)
             if sources:
-                self._follow_factors(operation, args, kwargs, result)
+                self._follow_factors(operation, args, kwargs, result, given)
                 self._follow_output(operation, args, result)
         return result
 
@@ -145,7 +149,7 @@ class Observer(TorchDispatchMode):
             if argument.alias_info is not None and argument.alias_info.is_write
         )
         for value in (*tensors_in(result), *changed):
-            key = _storage(value)
+            key = storage_of(value)
             self._sources[key] = self._sources.get(key, frozenset()) | sources
 
     def _note_choice(self, operation: Any, args: Any, kwargs: Any, *, is_derived: bool) -> None:
@@ -167,7 +171,7 @@ class Observer(TorchDispatchMode):
             return self._label_product(operation, args, result)
         elif torch.Tag.pointwise in operation.tags and len(outputs) == 1:
             # Such as an update of low rank that is added to a weight.
-            moved = _combine(labels, outputs[0].shape)
+            moved = combine_experts(labels, outputs[0].shape)
         if moved is None:
             # Statistics of weights, shapes and the like; as weights they would be missed later.
             return None
@@ -211,10 +215,11 @@ class Observer(TorchDispatchMode):
                 self._unread.append((number, result))
                 self._outputs[id(result)] = number
                 self._kept.append((args, kwargs, result))
-                self._sources[_storage(result)] = frozenset((number,))
+                self._sources[storage_of(result)] = frozenset((number,))
                 if product.factors is not None:
                     # Of no use to a later product of the same expert: weights come once.
-                    self._factors[id(result)] = torch.full_like(result, torch.nan)
+                    self._factors[id(result)] = _UNKNOWN.to(result.device).expand(result.shape)
+                    self._weighed.add(storage_of(result))
                 return result
         elif torch.Tag.pointwise not in operation.tags and not is_move(operation):
             raise NotObservedError(f"its experts' weights go into {name}, which is not understood")
@@ -222,7 +227,7 @@ class Observer(TorchDispatchMode):
         self._kept.append((args, kwargs, result))
         self._derive(result, given, operation, sources)
         if sources:
-            self._follow_factors(operation, args, kwargs, result)
+            self._follow_factors(operation, args, kwargs, result, given)
         return result
 
     def _lay_out(self, operation: Any, args: Any) -> _Meeting | None:
@@ -233,7 +238,7 @@ class Observer(TorchDispatchMode):
             return None
         weight = sides[0]
         rows = args[positions[1 - weight]]
-        if len(sides) > 1 or _storage(rows) not in self._sources:
+        if len(sides) > 1 or storage_of(rows) not in self._sources:
             raise NotObservedError("its experts' weights meet other tensors than its hidden states")
         label = self._labels[id(args[positions[weight]])]
         layout = lay_out(operation, args, weight, label)
@@ -243,7 +248,7 @@ class Observer(TorchDispatchMode):
 
     def _make_product(self, operation: Any, meeting: _Meeting, shape: torch.Size) -> Product:
         rows, label, layout = meeting
-        factors = self._factors.get(id(rows))
+        factors = next(self._find_factors(rows), None)
         of_rows = None
         if factors is not None:
             of_rows = layout.read_factors(factors)
@@ -254,7 +259,7 @@ class Observer(TorchDispatchMode):
                 )
         return Product(
             number=len(self.products),
-            inner=self._sources[_storage(rows)],
+            inner=self._sources[storage_of(rows)],
             roots=label.roots,
             edge=_find_edge(rows),
             rows=layout.rows.detach(),
@@ -266,43 +271,63 @@ class Observer(TorchDispatchMode):
             factors=of_rows,
         )
 
-    def _follow_factors(self, operation: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def _follow_factors(
+        self, operation: Any, args: Any, kwargs: Any, result: Any, given: list[torch.Tensor]
+    ) -> None:
         """Follow what rows are multiplied by between the products of an expert."""
+        own = {id(value): factors for value in given for factors in self._find_factors(value)}
         if is_move(operation):
-            own = {
-                id(value): self._factors[id(value)]
-                for value in tensors_in(args)
-                if id(value) in self._factors
-            }
-            moved = move(operation, args, kwargs, result, own) if own else None
-            if moved is not None:
-                for value, factors in zip(tensors_in(result), tensors_in(moved), strict=True):
-                    self._factors[id(value)] = factors
-            return
-        outputs = tensors_in(result)
-        if len(outputs) != 1 or torch.Tag.pointwise not in operation.tags:
-            return
-        shape, name = outputs[0].shape, name_of(operation)
-        found: torch.Tensor | None = None
-        for value in tensors_in(args, kwargs):
-            factors = self._factors.get(id(value))
-            if factors is None and name in _MULTIPLICATIONS and self._is_factor(value, shape):
-                factors = value.detach() if name == "mul" else value.detach().reciprocal()
+            moved = move(operation, args, kwargs, result, own) if own else ()
+            found = [_UNKNOWN] * len(tensors_in(result)) if moved is None else tensors_in(moved)
+        elif torch.Tag.pointwise in operation.tags and isinstance(result, torch.Tensor):
+            factors = self._multiply(operation, given, result, own)
+            found = [] if factors is None else [factors]
+        else:
+            is_weighed = own or any(map(self._is_from_elsewhere, given))
+            found = [_UNKNOWN] * len(tensors_in(result)) if is_weighed else []
+        for value, factors in zip(tensors_in(result) if found else (), found, strict=True):
+            self._factors[id(value)] = factors.to(value.device).expand(value.shape)
+            self._weighed.add(storage_of(value))
+
+    def _find_factors(self, value: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the factors of a tensor if it has any: unknown ones if it was changed in place."""
+        if id(value) in self._factors:
+            yield self._factors[id(value)]
+        elif storage_of(value) in self._weighed:
+            yield _UNKNOWN.to(value.device).expand(value.shape)
+
+    def _multiply(
+        self,
+        operation: Any,
+        given: list[torch.Tensor],
+        result: torch.Tensor,
+        own: Mapping[int, torch.Tensor],
+    ) -> torch.Tensor | None:
+        """Return the factors of the result of an operation on single numbers."""
+        name, found = name_of(operation), None
+        for value in given:
+            factors = own.get(id(value))
+            if factors is None and name != "add" and self._is_from_elsewhere(value):
+                is_factor = name in _MULTIPLICATIONS and _has_one_number(value, result.shape)
+                factors = value.detach() if is_factor else _UNKNOWN.to(value.device)
+                factors = factors.reciprocal() if name == "div" else factors
             if factors is not None:
                 found = factors if found is None else found * factors
-        if found is not None:
-            if name not in _KEEPS_FACTORS:
-                found = found.new_full((), torch.nan)
-            self._factors[id(outputs[0])] = found.expand(shape)
+        if found is None or name in _KEEPS_FACTORS:
+            return found
+        return _UNKNOWN
 
-    def _is_factor(self, value: torch.Tensor, shape: torch.Size) -> bool:
-        """Return whether a tensor has one number for each row, made of hidden states alone."""
-        sources = self._sources.get(_storage(value))
-        if sources is None or sources or not value.dim():
-            return False
-        return value.shape[-1] == 1 != shape[-1] or (
-            value.shape[-1] == shape[-1] > 1 and all_equal(value, -1)
-        )
+    def _is_from_elsewhere(self, value: torch.Tensor) -> bool:
+        """Return whether a tensor is made of hidden states, but not by an expert."""
+        sources = self._sources.get(storage_of(value))
+        return sources is not None and not sources and value.is_floating_point()
+
+
+def _has_one_number(value: torch.Tensor, shape: torch.Size) -> bool:
+    """Return whether a factor of rows has the same number all along each row."""
+    if not value.dim() or shape[-1] == 1:
+        return False
+    return value.shape[-1] == 1 or (value.shape[-1] == shape[-1] and all_equal(value, -1))
 
 
 def _find_edge(tensor: torch.Tensor) -> GradientEdge | None:
@@ -313,19 +338,3 @@ def _sides(result: torch.Tensor, side: int) -> tuple[int, int]:
     """Return the numbers of rows and columns of a product, for its transpose if asked for."""
     height, width = result.shape[-2:]
     return (width, height) if side == 0 else (height, width)
-
-
-def _combine(labels: Iterable[Label], shape: torch.Size) -> torch.Tensor | None:
-    """Return the experts of a sum of weights; None if it mixes experts."""
-    found: torch.Tensor | None = None
-    for label in labels:
-        experts = label.experts.expand(shape)
-        if found is not None and not torch.equal(found, experts):
-            return None
-        found = experts
-    return found
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    key: int = tensor.untyped_storage()._cdata
-    return key

@@ -134,13 +134,16 @@ class OperationsWatch:
                     "is routed"
                 )
             raise self._unreadable(_MIXES_OUTPUTS)
-        if received is None:
-            # Such as those of GShard's dispatch, if gradients pass its mask as well.
-            received = match_received(run, weights)
-        if received is None:
-            raise self._unreadable("its experts receive other rows than its hidden states")
-        if bool((weights.masked_fill(received, 0) != 0).any()):
-            raise self._unreadable("its tokens get outputs of experts that did not receive them")
+        if received is None or not _covers(received, weights):
+            # Rows of GShard's dispatch, for example, if gradients pass its mask as well.
+            matched = match_received(run, weights)
+            if matched is None and (received is None or not bool(received.any())):
+                raise self._unreadable("its experts receive other rows than its hidden states")
+            if matched is None or not _covers(matched, weights):
+                raise self._unreadable(
+                    "its tokens get outputs of experts that did not receive them"
+                )
+            received = matched
         ids, chosen = choose(weights, received)
         is_choice_of_experts = run.observer.chooses_tokens and num_experts not in run.lengths
         self.routing = (
@@ -178,3 +181,8 @@ class OperationsWatch:
             hint="moetool records blocks that send each token's hidden state to its experts and "
             "add up their outputs by weight.",
         )
+
+
+def _covers(received: torch.Tensor, weights: torch.Tensor) -> bool:
+    """Return whether only experts that received a token have a weight for it."""
+    return not bool((weights.masked_fill(received, 0) != 0).any())
