@@ -19,7 +19,7 @@ from moetool.anatomy.routing.rules import (
     stacked_parameters,
 )
 from moetool.anatomy.routing.shards import count_shards
-from moetool.anatomy.routing.walk import join_path, walk_modules
+from moetool.anatomy.routing.walk import find_holder, join_path, walk_modules
 from moetool.choices import take_numbers
 from moetool.errors import DenseModelError, UntraceableError, UsageError
 
@@ -255,7 +255,7 @@ def _describe(path: str, experts: nn.Module, rule: RoutingRule) -> MoeLayer:
         stack=_name_stack(path),
         layer=find_layer_number(path) or 0,
         experts_path=path,
-        block_path=path if holds_router else path.rpartition(".")[0],
+        block_path=path if holds_router else find_holder(path),
         num_experts=num_routed,
         num_identity_experts=max([num_routed, *stacked]) - num_routed,
         rule=rule,

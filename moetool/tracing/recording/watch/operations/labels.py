@@ -40,7 +40,7 @@ class Label:
 
 def label_parameters(
     experts: nn.Module, *, num_experts: int
-) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the parameters of the experts in a module, and the experts that they belong to.
 
     Args:
@@ -54,7 +54,9 @@ def label_parameters(
                 yield parameter, number.expand(parameter.shape)
         return
     stacked = [p for p in experts.parameters() if p.dim() >= 3]
-    for parameter in stacked:
+    # Adapters may have put a value into the place of a parameter before the block runs.
+    replaced = [getattr(experts, name) for name in getattr(experts, "parametrizations", ())]
+    for parameter in (*stacked, *(value for value in replaced if value.dim() >= 3)):
         stack = parameter.shape[:-2]
         numbers = torch.arange(stack.numel(), device=parameter.device).view(*stack, 1, 1)
         yield parameter, numbers.expand(parameter.shape)

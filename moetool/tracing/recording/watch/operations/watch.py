@@ -33,7 +33,6 @@ from moetool.tracing.recording.watch.operations.matching import match_received
 from moetool.tracing.recording.watch.operations.observer import NotObservedError
 from moetool.tracing.recording.watch.operations.run import (
     BlockCall,
-    Labels,
     ObservedRun,
     run_observed,
 )
@@ -66,9 +65,8 @@ class OperationsWatch:
         """Place the hooks."""
         block = model.get_submodule(self._layer.block_path)
         experts = model.get_submodule(self._layer.experts_path)
-        labels = list(label_parameters(experts, num_experts=self._layer.num_experts))
         hooks.before(block, self._begin, with_kwargs=True)
-        hooks.after(block, self._end(labels, report), with_kwargs=True)
+        hooks.after(block, self._end(experts, report), with_kwargs=True)
         hooks.on_removal(self._forget)
 
     def _forget(self) -> None:
@@ -82,13 +80,14 @@ class OperationsWatch:
             raise self._unreadable("it is not called with hidden states first")
         self._call = BlockCall(given, given.detach().clone(), read_states(list_devices(block)))
 
-    def _end(self, labels: Labels, report: Report) -> Any:
+    def _end(self, experts: nn.Module, report: Report) -> Any:
         def hook(
             block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
             call = self._call
             assert call is not None
             self._forget()
+            labels = list(label_parameters(experts, num_experts=self._layer.num_experts))
             try:
                 run = run_observed(block, call, args, kwargs, labels=labels)
                 self._check_output(run, output)
