@@ -144,7 +144,8 @@ class Surrounded(Layer):
     def forward(self, x: Tensor) -> Tensor:
         rows = self.enter(x).reshape(-1, WIDTH)
         total = self.proj_out(self.mix(rows, self.score(rows)))
-        return x + 0.5 * self.norm_out(total.view_as(x))
+        normed: Tensor = self.norm_out(total.view_as(x))
+        return x + 0.5 * normed
 
     def table(self, rows: Tensor) -> Tensor:
         return top_k_table(self.score(self.enter(rows)))
@@ -261,7 +262,7 @@ class SparseDispatcher(OtherWidth):
 
 
 class TwoLevels(Layer):
-    """Each expert routes again, among experts of its own."""
+    """Each expert is a routed layer too."""
 
     def add_experts(self) -> None:
         self.experts = nn.ModuleList(Layer() for _ in range(NUM_EXPERTS))

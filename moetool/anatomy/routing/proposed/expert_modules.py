@@ -53,12 +53,12 @@ def find_expert_modules(model: nn.Module, *, closed: Collection[str]) -> Iterato
     """
     modules = dict(model.named_modules())
     for path, module in modules.items():
-        if path in closed or not is_foreign(module):
+        if any(f"{path}.".startswith(f"{known}.") for known in closed):
             continue
         block_path = path
         while block_path and not is_called(modules[block_path]):
             block_path = block_path.rpartition(".")[0]
-        if block_path in closed:
+        if block_path in closed or not is_foreign(modules[block_path]):
             continue
         for name, members in _find_sets(module, modules[block_path]):
             prefix = path.removeprefix(block_path).removeprefix(".")

@@ -38,6 +38,12 @@ class Observed:
     rows: Mapping[str, list[torch.Tensor]]
 
 
+def spread_lengths(vectors: torch.Tensor, length: float) -> torch.Tensor:
+    """Return vectors with a different factor in neighbouring columns: 1, 2, 4 or 8 times a length."""
+    factors = torch.tensor([1.0, 2.0, 4.0, 8.0]).to(vectors).repeat(vectors.shape[-1] // 4 + 1)
+    return vectors * length * factors[: vectors.shape[-1]]
+
+
 class Rerun:
     """Runs a block again after one of its calls.
 
@@ -57,7 +63,14 @@ class Rerun:
         self._devices = list_devices(block.module)
 
     def run(
-        self, states: torch.Tensor, *, length: float, first: int = 0, added: float = 0
+        self,
+        states: torch.Tensor,
+        *,
+        length: float,
+        first: int = 0,
+        added: float = 0,
+        is_uneven: bool = False,
+        outputs: torch.Tensor | None = None,
     ) -> Observed:
         """Run the block on hidden states of the shape of those that it was called with.
 
@@ -66,6 +79,8 @@ class Rerun:
             length: Expert `first + i` returns a vector with this number in column i, else zeros.
             first: The experts before return zeros alone.
             added: Parts that return hidden states fill them with this number.
+            is_uneven: Give the vectors different lengths, as `spread_lengths` does.
+            outputs: Returned by the experts instead. # (num_experts, hidden_size)
 
         Raises:
             UntraceableError: The block can't be run again, or calls its parts in another order.
@@ -79,7 +94,13 @@ class Rerun:
         block = self._block
         with ExitStack() as stack:
             for index, (expert,) in enumerate(block.experts):
-                forward = self._stand_in_for(expert, rows, index=index - first, length=length)
+                vector = states.new_zeros(states.shape[-1])  # (hidden_size,)
+                if outputs is not None:
+                    vector = outputs[index]
+                elif 0 <= index - first < len(vector):
+                    vector[index - first] = length
+                    vector = spread_lengths(vector, 1) if is_uneven else vector
+                forward = self._stand_in_for(expert, rows, vector)
                 stack.enter_context(replaced(expert, forward))
             for module in block.passed:
                 stack.enter_context(without_hooks(module))
@@ -100,9 +121,9 @@ class Rerun:
         raise block.unreadable("it does not return hidden states")
 
     def _stand_in_for(
-        self, expert: Part, rows: dict[str, list[torch.Tensor]], *, index: int, length: float
+        self, expert: Part, rows: dict[str, list[torch.Tensor]], vector: torch.Tensor
     ) -> Callable[..., torch.Tensor]:
-        """Return a function that notes its rows and returns a vector that names an expert."""
+        """Return a function that notes its rows and returns a vector for each."""
         returned = iter(self._call.returned.get(expert.path, ()))
 
         def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -110,8 +131,8 @@ class Rerun:
             assert received is not None
             rows.setdefault(expert.path, []).append(received)
             output = torch.zeros_like(received)  # (..., hidden_size)
-            if 0 <= index < received.shape[-1]:
-                output[..., index] = length
+            if received.shape[-1] == len(vector):
+                output += vector.to(received)
             call = next(returned, None)
             if call is not None:
                 restore_states(self._devices, call.states)

@@ -19,7 +19,6 @@ Nothing is recorded that is not proven:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -29,11 +28,10 @@ from moetool.tracing.recording.watch.separate.captures import (
     Capture,
     InputFinder,
     SumDetector,
-    Taker,
-    iter_tensors,
 )
 from moetool.tracing.recording.watch.separate.marked_run import Mark, MarkedRun, Seen
 from moetool.tracing.recording.watch.separate.own_rows import find_weightless
+from moetool.tracing.recording.watch.separate.proof import OTHER_OUTPUT, SumInBlock
 
 # Powers of two: the length of a mark, and what no other number reaches. float16 is too narrow.
 _LENGTHS = {torch.float64: (400, 200), torch.float32: (80, 40), torch.bfloat16: (80, 40)}
@@ -49,16 +47,16 @@ class SumSearch:
         block: Named in errors.
         call: Its call as hooks saw it.
         again: Runs it again.
-        num_tokens: The number of tokens that it was called with, as far as that is known.
+        sizes: Numbers of tokens that it may have been called with, the most probable first.
     """
 
     def __init__(
-        self, block: Block, call: BlockCall, again: MarkedRun, *, num_tokens: int | None
+        self, block: Block, call: BlockCall, again: MarkedRun, *, sizes: list[int]
     ) -> None:
         self._block = block
         self._call = call
         self._again = again
-        self._num_tokens = num_tokens
+        self._sizes = sizes
         returned = [
             call.returned[path][0].output
             for path in _iter_last(block, call)
@@ -118,10 +116,13 @@ class SumSearch:
         return {}, seen
 
     def _order(self, found: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
-        """Yield numbers of tokens and of tensors, the most probable first."""
-        sizes = sorted(found, key=lambda size: (size == self._num_tokens, found[size][-1]))
-        for size in reversed(sizes):
-            for number in reversed(found[size]):
+        """Yield numbers of tokens and of tensors, the most probable first.
+
+        Outputs that were only put together have a row for each of them, and a weight of 1. So the
+        number of rows has to be that of the tokens.
+        """
+        for size in self._sizes:
+            for number in reversed(found.get(size, ())):
                 yield size, number
 
     def _check_rows(self, seen: Seen) -> None:
@@ -176,36 +177,24 @@ class SumSearch:
     def _run(self, mark: Mark | None, capture: Capture) -> Seen:
         return self._again.run(mark, capture=capture)
 
-    def _take(self, number: int, num_tokens: int, mark: Mark | None) -> torch.Tensor:
-        """Return the tensor of some number in a marked run. # (num_tokens, width)."""
-        return self._take_with_output(number, num_tokens, mark)[0]
-
-    def _take_with_output(
-        self, number: int, num_tokens: int, mark: Mark | None, *, put: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        taker = Taker(number, put=put)
-        seen = self._run(mark, Capture(self._width, taker.look))
-        if taker.taken is None or len(taker.taken) != num_tokens:
-            raise self._block.unreadable("it computes in another way each time that it runs")
-        return taker.taken, _list_outputs(seen.output)
-
     def _read(
         self, number: int, num_tokens: int, inputs: list[torch.Tensor], seen: Seen
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        block = self._block
+        block, width = self._block, self._width
+        total = SumInBlock(block, self._again, number=number, num_tokens=num_tokens, width=width)
         num_experts = len(block.experts)
         sizes = [sum(map(_count, seen.rows.get(index, []))) for index in range(num_experts)]
         shape = (num_tokens, num_experts)
         weights: torch.Tensor | None = None
         numbers: torch.Tensor | None = None  # The row of each expert that reached each token.
         for first in range(0, num_experts, self._group):
-            found, rows = self._read_group(number, num_tokens, first, most_rows=max(sizes))
+            found, rows = self._read_group(total, first, most_rows=max(sizes))
             if weights is None or numbers is None:
                 weights = found.new_zeros(shape)
                 numbers = torch.zeros(shape, dtype=torch.int64, device=found.device)
-            width = min(self._group, num_experts - first)
-            weights[:, first : first + width] = found[:, :width]
-            numbers[:, first : first + width] = rows[:, :width]
+            last = min(first + self._group, num_experts)
+            weights[:, first:last] = found[:, : last - first]
+            numbers[:, first:last] = rows[:, : last - first]
         assert weights is not None
         assert numbers is not None
         if not bool((weights != 0).any()):
@@ -213,22 +202,22 @@ class SumSearch:
         limits = torch.tensor(sizes, device=numbers.device)
         is_chosen = weights != 0
         if bool((is_chosen & (numbers >= limits)).any()):
-            raise block.unreadable("an expert runs on a token more than once")
-        self._check_sum(number, weights, numbers, sizes)
+            raise block.unreadable(OTHER_OUTPUT)
+        total.check(weights, numbers, sizes)
         chosen = is_chosen | find_weightless(block, is_chosen, numbers, inputs, seen.rows)
         return _rank(weights, chosen)
 
     def _read_group(
-        self, number: int, num_tokens: int, first: int, *, most_rows: int
+        self, total: SumInBlock, first: int, *, most_rows: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weights and numbers of rows for the experts of a group.
 
         Returns:
             Both # (num_tokens, group)
         """
-        other = self._block.unreadable("it does more with its experts' outputs than weight them")
-        marked = self._take(number, num_tokens, self._mark(first))
-        turned = self._take(number, num_tokens, self._mark(first, turned=True)).flip(1)
+        other = self._block.unreadable(OTHER_OUTPUT)
+        marked = total.take(self._mark(first))
+        turned = total.take(self._mark(first, turned=True)).flip(1)
         is_marked = marked.abs() >= self._least
         if not torch.equal(is_marked, turned.abs() >= self._least):
             raise other
@@ -241,57 +230,15 @@ class SumSearch:
         while _BASE**num_digits < most_rows:
             num_digits += 1
         for digit in range(num_digits):
-            coded = self._take(number, num_tokens, self._mark(first, digit=digit))
+            coded = total.take(self._mark(first, digit=digit))
             mantissa, exponent = torch.frexp((coded / marked)[is_marked].float())
             value = exponent - 2
             is_digit = (mantissa == 0.5) & (value >= 0) & (value < _BASE)
             if not bool(is_digit.all()):
-                raise self._block.unreadable("an expert runs on a token more than once")
+                raise self._block.unreadable(OTHER_OUTPUT)
             rows[is_marked] += value.long() * _BASE**digit
         weights = torch.where(is_marked, marked / self._length, 0)
         return weights[:, : self._group], rows[:, : self._group]
-
-    def _check_sum(
-        self, number: int, weights: torch.Tensor, numbers: torch.Tensor, sizes: list[int]
-    ) -> None:
-        """Check that weights and rows give the sum of random outputs, and the block's output."""
-        block, num_tokens = self._block, len(weights)
-        generator = torch.Generator().manual_seed(1)
-        made = [torch.randn(size, self._width, generator=generator) for size in sizes]
-        outputs = [rows.to(weights) for rows in made]
-        has_weight = []
-        for index, size in enumerate(sizes):
-            mask = torch.zeros(size, 1, dtype=torch.bool, device=weights.device)
-            mask[numbers[weights[:, index] != 0, index]] = True
-            has_weight.append(mask)
-
-        def mark(index: int, before: int, rows: torch.Tensor) -> None:
-            part = slice(before, before + len(rows))
-            rows.copy_(outputs[index][part].masked_fill(~has_weight[index][part], 0))
-
-        def mark_all(index: int, before: int, rows: torch.Tensor) -> None:
-            rows.copy_(outputs[index][before : before + len(rows)])
-
-        total, output = self._take_with_output(number, num_tokens, mark)
-        empty, nothing = self._take_with_output(number, num_tokens, None)
-        expected, extent = empty.double(), empty.double().abs()
-        for index, returned in enumerate(outputs):
-            chosen = torch.nonzero(weights[:, index]).flatten()
-            own = returned[numbers[chosen, index]].double()
-            added = weights[chosen, index, None].double() * own
-            expected[chosen] += added
-            extent[chosen] += added.abs()
-        if bool(((total.double() - expected).abs() > _SUM_TOLERANCE * self._eps * extent).any()):
-            raise block.unreadable("it does more with its experts' outputs than weight them")
-        _, put = self._take_with_output(number, num_tokens, None, put=total)
-        if _are_equal(output, nothing) or not _are_equal(output, put):
-            raise block.unreadable(
-                "its output does not follow from the sum of its experts' outputs"
-            )
-        if not all(bool(mask.all()) for mask in has_weight):
-            again, all_output = self._take_with_output(number, num_tokens, mark_all)
-            if not torch.equal(again, total) or not _are_equal(all_output, output):
-                raise block.unreadable("outputs of experts without a weight change its output")
 
 
 def _iter_last(block: Block, call: BlockCall) -> Iterator[str]:
@@ -318,21 +265,6 @@ def _count(rows: torch.Tensor) -> int:
 
 def _is_clean(marked: torch.Tensor, group: int) -> bool:
     return not bool(marked.isnan().any()) and marked.shape[1] >= group
-
-
-def _list_outputs(output: Any) -> list[torch.Tensor]:
-    """Return what a block returns for its tokens; numbers alone, such as losses, are left out."""
-    tensors = [t for t in iter_tensors(output) if t.is_floating_point() and t.numel() > 1] or list(
-        iter_tensors(output)
-    )
-    return [tensor.detach().clone() for tensor in tensors]
-
-
-def _are_equal(outputs: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
-    return len(outputs) == len(others) and all(
-        torch.equal(one.nan_to_num(), other.nan_to_num())
-        for one, other in zip(outputs, others, strict=True)
-    )
 
 
 def _rank(weights: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,13 +33,14 @@ from moetool.tracing.recording.watch.separate.block import (
     Returned,
     find_block,
 )
+from moetool.tracing.recording.watch.separate.captures import iter_tensors
 from moetool.tracing.recording.watch.separate.marked_run import MarkedRun
 from moetool.tracing.recording.watch.separate.random_states import (
     kept_states,
     list_devices,
     read_states,
 )
-from moetool.tracing.recording.watch.separate.rerun import Rerun
+from moetool.tracing.recording.watch.separate.rerun import Rerun, spread_lengths
 from moetool.tracing.recording.watch.separate.search import SumSearch
 from moetool.tracing.recording.watch.separate.stand_ins import (
     copy_output,
@@ -129,14 +130,14 @@ class SeparateExpertsWatch:
 
     def _end(self, block: Block, report: Report) -> Any:
         def hook(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: object
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
             call = self._call
             assert call is not None
             try:
                 # The runs may neither consume random numbers nor change the block.
                 with torch.no_grad(), kept_states(self._devices), kept_as_it_is(module):
-                    decision = self._decide(block, call, args, kwargs)
+                    decision = self._decide(block, call, args, kwargs, output)
             finally:
                 self._forget()
             report(self._layer, decision)
@@ -144,7 +145,12 @@ class SeparateExpertsWatch:
         return hook
 
     def _decide(
-        self, block: Block, call: BlockCall, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        block: Block,
+        call: BlockCall,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
     ) -> Decision:
         """Read the decision in the simpler way first; once that failed, search for a sum."""
         given, refusal = call.given, None
@@ -153,9 +159,9 @@ class SeparateExpertsWatch:
                 return self._probe(block, call, Rerun(block, call, args, kwargs))
             except UntraceableError as error:
                 refusal = error
-        num_tokens = None if given is None else given.numel() // given.shape[-1]
         again = MarkedRun(block, call, args, kwargs)
-        search = SumSearch(block, call, again, num_tokens=num_tokens)
+        sizes = _list_sizes([given, args, kwargs, output])
+        search = SumSearch(block, call, again, sizes=sizes)
         try:
             ids, weights = search.decide()
         except UntraceableError as error:
@@ -173,25 +179,41 @@ class SeparateExpertsWatch:
         width, tagged = hidden.shape[-1], tag_tokens(hidden)
         weights = hidden.new_zeros(hidden.numel() // width, num_experts)  # (num_slots, num_experts)
         tiny = torch.finfo(hidden.dtype).smallest_normal
-        if not self._is_sum_checked:
-            self._check_sum(block, rerun, hidden)
         rows: Mapping[str, list[torch.Tensor]] = {}
         # A vector can name as many experts as it is wide: with more experts, run again.
         for first in range(0, num_experts, width):
             found = rerun.run(hidden, first=first, length=1).output  # (num_slots, hidden_size)
-            # Vectors of another length come back as other multiples of the weights, if nothing is
+            # Vectors of other lengths come back as other multiples of the weights, if nothing is
             # added to them and they depend on the hidden states through the router alone.
-            again = rerun.run(tagged, first=first, length=-2)
-            if not torch.allclose(-2 * found, again.output, rtol=0, atol=tiny):
+            again = rerun.run(tagged, first=first, length=-2, is_uneven=True)
+            if not torch.allclose(spread_lengths(found, -2), again.output, rtol=0, atol=tiny):
                 raise block.unreadable("it does more with its experts' outputs than weight them")
             weights[:, first : first + width] = found[:, : num_experts - first]
             rows = again.rows
+        if not self._is_sum_checked:
+            self._check_sum(block, rerun, hidden, weights)
         counts = _count_rows(block, call, rows)
         ids, chosen_weights = _choose(block, weights, counts)
         return Decision(ids, chosen_weights, self._find_scores(call, len(weights)))
 
-    def _check_sum(self, block: Block, rerun: Rerun, hidden: torch.Tensor) -> None:
-        """Check, once, that the outputs of other parts are added to those of the experts."""
+    def _check_sum(
+        self, block: Block, rerun: Rerun, hidden: torch.Tensor, weights: torch.Tensor
+    ) -> None:
+        """Check, once, that any outputs are weighted so, and that those of other parts are added.
+
+        Args:
+            block: Named in errors.
+            rerun: Runs it again.
+            hidden: The hidden states of the call. # (..., hidden_size)
+            weights: A weight for every expert. # (num_slots, num_experts)
+        """
+        generator = torch.Generator().manual_seed(0)
+        made = torch.randn(weights.shape[1], hidden.shape[-1], generator=generator).to(hidden)
+        seen = rerun.run(hidden, length=1, outputs=made).output.double()
+        size = weights.double().abs() @ made.double().abs()  # (num_slots, hidden_size)
+        error = (seen - weights.double() @ made.double()).abs()
+        if bool((error > 32 * torch.finfo(hidden.dtype).eps * size).any()):
+            raise block.unreadable("it does more with its experts' outputs than weight them")
         alone = rerun.run(hidden, length=1).output.double()  # (num_slots, hidden_size), as below
         both = rerun.run(hidden, length=1, added=1).output
         others = rerun.run(hidden, length=0, added=1).output
@@ -213,6 +235,16 @@ class SeparateExpertsWatch:
             self.router_path = join_path(self._layer.block_path, path)
             return scores if self._keep_scores else None
         return None
+
+
+def _list_sizes(values: Any) -> list[int]:
+    """Return how many tokens there may be, by what goes into a block and comes out of it."""
+    sizes = [
+        value.numel() // value.shape[-1] if value.is_floating_point() else value.numel()
+        for value in iter_tensors(values)
+        if value.numel() and value.dim()
+    ]
+    return list(dict.fromkeys(sizes))
 
 
 def _count_rows(
