@@ -110,6 +110,8 @@ def list_flat_stacks(module: nn.Module, num_experts: int) -> Iterator[nn.Paramet
         if (
             parameter is not None
             and parameter.dim() == 2
+            # A router has one number for each expert.
+            and num_experts not in parameter.shape
             and any(size > num_experts and size % num_experts == 0 for size in parameter.shape)
         ):
             yield parameter
@@ -127,7 +129,8 @@ def _find_block(
     while path:
         path = path.rpartition(".")[0]
         holder = model.get_submodule(path)
-        if isinstance(holder, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+        is_model = any(isinstance(module, nn.Embedding) for module in holder.modules())
+        if is_model or isinstance(holder, nn.ModuleList | nn.ModuleDict | nn.Sequential):
             return None
         others = (p for p in holder.parameters() if id(p) not in own)
         routers = (
