@@ -90,7 +90,8 @@ def mixture_of_experts() -> FrameworkLayer:
 def _of_lucidrains_stack(experts: Any) -> RunExpert:
     def run(expert: int, rows: torch.Tensor) -> torch.Tensor:
         first, second = (weight.flatten(0, -3) for weight in (experts.w1, experts.w2))
-        return experts.act(rows @ first[expert]) @ second[expert]
+        output: torch.Tensor = experts.act(rows @ first[expert]) @ second[expert]
+        return output
 
     return run
 
@@ -245,7 +246,8 @@ def torchtitan(*, score_func: str = "softmax", has_shared: bool = False) -> Fram
             for weight in (experts.w1_EFD, experts.w3_EFD, experts.w2_EDF)
         )
         rows = rows.bfloat16()
-        return ((F.silu(rows @ first) * (rows @ third)) @ second).float()
+        output: torch.Tensor = (F.silu(rows @ first) * (rows @ third)) @ second
+        return output.float()
 
     return FrameworkLayer(block, run, tolerance=0.03, dtype=torch.float32)
 
@@ -274,6 +276,7 @@ def olmo_core(kind: str) -> FrameworkLayer:
         else:
             first, third = (weight.view(shape)[expert].T for weight in (mlp.w1, mlp.w3))
             second = mlp.w2.view(shape)[expert]
-        return (F.silu(rows @ first) * (rows @ third)) @ second
+        output: torch.Tensor = (F.silu(rows @ first) * (rows @ third)) @ second
+        return output
 
     return FrameworkLayer(block, run, tolerance=1e-4, dtype=torch.float32)

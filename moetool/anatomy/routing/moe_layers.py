@@ -150,11 +150,12 @@ def _add_proposed(model: nn.Module, experts: FoundExperts) -> FoundExperts:
     closed = {layer.block_path for layer in experts.layers}
     groups = list(find_expert_groups(model, closed=closed))
     inside = tuple(join_path(group.block_path, "") for group in groups)
-    added = [
-        _describe_proposed(found)
-        for found in (*groups, *find_expert_modules(model, closed=closed))
-        if isinstance(found, ExpertGroup) or not found.experts_path.startswith(inside)
+    lists = [
+        found
+        for found in find_expert_modules(model, closed=closed)
+        if not found.experts_path.startswith(inside)
     ]
+    added = [*map(_describe_proposed, groups), *map(_describe_proposed, lists)]
     return _find_rest(model, (*experts.layers, *added)) if added else experts
 
 

@@ -106,7 +106,8 @@ class SolvesWithItsWeights(Fused):
 
     def run_expert(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
         inner = F.silu(rows @ self.w1[expert])
-        return torch.cdist(inner, self.w2[expert].T)
+        distances: torch.Tensor = torch.cdist(inner, self.w2[expert].T)
+        return distances
 
 
 OTHER_OUTPUT = "it does more with its experts' outputs than weight them"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch.autograd.graph import GradientEdge
 
 from moetool.tracing.recording.watch.operations.observer import NotObservedError
 from moetool.tracing.recording.watch.operations.products import Product
@@ -78,7 +78,7 @@ def find_received(run: ObservedRun, *, num_experts: int) -> torch.Tensor | None:
 
 
 def _count_received(
-    firsts: Sequence[Product], place: object, *, num_tokens: int, num_experts: int
+    firsts: Sequence[Product], place: Any, *, num_tokens: int, num_experts: int
 ) -> torch.Tensor | None:
     """Return the same for rows that are taken from one place; None if they are not."""
     width = firsts[0].rows.shape[1]
@@ -94,8 +94,7 @@ def _count_received(
             )
             seed.scatter_(1, torch.where(is_here, met, width).long(), 1)
             seeds.append(product.to_incoming(seed[:, :width]))
-        edges = [product.edge for product in firsts]
-        (gradient,) = torch.autograd.grad(edges, place, seeds, retain_graph=True, allow_unused=True)
+        gradient = _differentiate([product.edge for product in firsts], place, seeds)
         if gradient is None:
             return None
         counts = gradient.reshape(num_tokens, width)
@@ -121,13 +120,19 @@ def is_mixture(run: ObservedRun) -> bool:
         device=first.incoming.device,
     )
     seed[len(seed) // 2] = 1
-    (gradient,) = torch.autograd.grad(
-        [first.edge], run.start, [first.to_incoming(seed)], retain_graph=True, allow_unused=True
-    )
+    gradient = _differentiate([first.edge], run.start, [first.to_incoming(seed)])
     if gradient is None:
         return False
     tokens = gradient.reshape(len(run.output), -1).ne(0).any(dim=1)
     return int(tokens.sum()) > 1
+
+
+def _differentiate(edges: Any, place: Any, seeds: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Return the gradient at a place for gradients at edges; None if it does not matter there."""
+    gradients: Sequence[torch.Tensor | None] = torch.autograd.grad(
+        edges, place, seeds, retain_graph=True, allow_unused=True
+    )
+    return gradients[0]
 
 
 def choose(weights: torch.Tensor, received: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,9 +155,7 @@ def choose(weights: torch.Tensor, received: torch.Tensor) -> tuple[torch.Tensor,
     return ids.masked_fill(none, -1), weights.gather(1, ids).masked_fill(none, 0)
 
 
-def _pull_back(
-    run: ObservedRun, edges: Sequence[GradientEdge | None], seed: torch.Tensor
-) -> Sequence[torch.Tensor | None]:
+def _pull_back(run: ObservedRun, edges: Any, seed: torch.Tensor) -> Sequence[torch.Tensor | None]:
     """Return the gradients at the outputs of products for a gradient at the block's output."""
     return torch.autograd.grad(run.output, edges, seed, retain_graph=True, allow_unused=True)
 

@@ -42,7 +42,7 @@ def _match(
 ) -> bool:
     """Note in `received` which tokens the rows of a product belong to; return whether all do."""
     experts = product.incoming[:, 0]  # (num_incoming,)
-    for expert in experts.unique().tolist():
+    for expert in sorted(set(experts.tolist())):
         rows = product.rows[(experts == expert) & product.rows.ne(0).any(dim=1)]
         if expert < 0 or not len(rows):
             continue

@@ -50,7 +50,7 @@ class _Meeting(NamedTuple):
     layout: ProductLayout
 
 
-class Observer(TorchDispatchMode):
+class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the weights of experts and the hidden states through one run of a block.
 
     Attributes:
@@ -72,7 +72,7 @@ class Observer(TorchDispatchMode):
         lengths: Collection[int],
         scaled: Collection[int] = (),
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
         self.chooses_tokens = False
         self._lengths = frozenset(lengths)

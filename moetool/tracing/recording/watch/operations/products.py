@@ -119,8 +119,7 @@ def lay_out(operation: Any, args: Any, weight: int, label: Label) -> ProductLayo
         )
     # One product for several experts side by side, as in "td,edf->tef".
     order = columns.argsort(dim=-1, stable=True)  # (num_batches, width)
-    sizes = [torch.bincount(batch).unique() for batch in columns]
-    widths = {int(size) for batch in sizes for size in batch if size}
+    widths = {int(size) for batch in columns for size in torch.bincount(batch) if size}
     if len(widths) != 1:
         return None
     width = widths.pop()
@@ -171,7 +170,7 @@ def _lay_out_sum(
 
     def read(factors: torch.Tensor) -> torch.Tensor | None:
         columns = order[:, None].expand(-1, num_rows, -1)
-        values = upright(factors).gather(2, columns).unflatten(2, (-1, width))
+        values = upright(factors).gather(2, columns).view(*met.shape, width)
         return values[..., 0].reshape(-1) if all_equal(values, -1) else None
 
     return ProductLayout(

@@ -12,8 +12,8 @@ import torch
 from moetool import RoutingRecorder
 from tests.tiny_models import build_model
 from tests.tracing.oracle import find_difference, fit_weights
-from tests.tracing.recording.operations.blocks import Gathered
-from tests.tracing.recording.operations.test_operations import Model, call, tokens
+from tests.tracing.recording.operations.blocks import Gathered, call
+from tests.tracing.recording.operations.test_operations import Model, tokens
 from tests.tracing.recording.separate.exact_blocks import NUM_EXPERTS, Block
 from tests.tracing.recording.separate.models import Model as ListModel
 
