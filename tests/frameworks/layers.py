@@ -29,6 +29,7 @@ class FrameworkLayer:
             products in bfloat16 have few.
         dtype: Of the model around it.
         shape: Of the batch.
+        is_model: Whether the block is a whole model, called with token ids.
     """
 
     block: nn.Module
@@ -36,6 +37,7 @@ class FrameworkLayer:
     tolerance: float = 1e-6
     dtype: torch.dtype = torch.float64
     shape: tuple[int, int] = (1, 12)
+    is_model: bool = False
 
 
 def feed_forward() -> nn.Module:
@@ -280,3 +282,36 @@ def olmo_core(kind: str) -> FrameworkLayer:
         return output
 
     return FrameworkLayer(block, run, tolerance=1e-4, dtype=torch.float32)
+
+
+def mixlora() -> FrameworkLayer:
+    """Return a dense model among whose adapters tokens choose."""
+    package = importlib.import_module("mixlora")
+    transformers = importlib.import_module("transformers")
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=64,
+            hidden_size=HIDDEN_SIZE,
+            intermediate_size=INNER_SIZE,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+        )
+    )
+    names = {"gate_proj": (HIDDEN_SIZE, INNER_SIZE), "down_proj": (INNER_SIZE, HIDDEN_SIZE)}
+    config = package.MixLoraConfig.from_config(
+        {
+            "base_model_name_or_path": "", "task_type": "CAUSAL_LM", "peft_type": "MIXLORA",
+            "r": 2, "lora_alpha": 4, "lora_dropout": 0.1, "target_modules": list(names),
+            "routing_strategy": "mixlora", "num_experts": NUM_EXPERTS, "top_k": TOP_K,
+        }
+    )
+    config.adapter_name_, config.dtype_, config.act_fn_ = "first", torch.float32, "silu"
+    weights = {"mixlora.layers.0.mlp.moe_gate.weight": torch.randn(NUM_EXPERTS, HIDDEN_SIZE)}
+    for name, (given, returned) in names.items():
+        for expert in range(NUM_EXPERTS):
+            prefix = f"mixlora.layers.0.mlp.{name}.experts.{expert}"
+            weights[f"{prefix}.lora_A.weight"] = torch.randn(2, given)
+            weights[f"{prefix}.lora_B.weight"] = torch.randn(returned, 2)
+    package.inject_adapter_in_model(model, config, weights)
+    return FrameworkLayer(model, lambda _, rows: rows, dtype=torch.float32, is_model=True)

@@ -59,6 +59,7 @@ CASES: list[tuple[str, str, Callable[[], FrameworkLayer]]] = [
         "MoELayer, alltoall with capacity",
         functools.partial(layers.megatron, "alltoall", moe_expert_capacity_factor=1.0),
     ),
+    ("mixlora", "adapters of a Llama", layers.mixlora),
     ("torchtitan", "MoE, softmax", layers.torchtitan),
     ("torchtitan", "MoE, sigmoid", functools.partial(layers.torchtitan, score_func="sigmoid")),
     ("ai2-olmo-core", "MoE", functools.partial(layers.olmo_core, "default")),
@@ -112,7 +113,8 @@ def prove(package: str, name: str, make: Callable[[], FrameworkLayer]) -> Outcom
     except Exception as error:  # noqa: BLE001 - whatever a package raises is the result
         traceback.print_exc()
         return Outcome(package, version, name, "not built", f"{type(error).__name__}: {error}")
-    model = Model(layer.block).to(layer.dtype).eval()
+    model = layer.block if layer.is_model else Model(layer.block)
+    model = model.to(layer.dtype).eval()
     with torch.no_grad():
         # Some packages make copies of one expert, which no oracle tells apart.
         for parameter in model.parameters():

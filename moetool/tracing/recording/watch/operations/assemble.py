@@ -157,7 +157,10 @@ def choose(weights: torch.Tensor, received: torch.Tensor) -> tuple[torch.Tensor,
 
 def _pull_back(run: ObservedRun, edges: Any, seed: torch.Tensor) -> Sequence[torch.Tensor | None]:
     """Return the gradients at the outputs of products for a gradient at the block's output."""
-    return torch.autograd.grad(run.output, edges, seed, retain_graph=True, allow_unused=True)
+    gradients: Sequence[torch.Tensor | None] = torch.autograd.grad(
+        run.output, edges, seed, retain_graph=True, allow_unused=True
+    )
+    return gradients
 
 
 def _to_rows(product: Product, gradient: torch.Tensor | None) -> torch.Tensor:
