@@ -301,9 +301,16 @@ def mixlora() -> FrameworkLayer:
     names = {"gate_proj": (HIDDEN_SIZE, INNER_SIZE), "down_proj": (INNER_SIZE, HIDDEN_SIZE)}
     config = package.MixLoraConfig.from_config(
         {
-            "base_model_name_or_path": "", "task_type": "CAUSAL_LM", "peft_type": "MIXLORA",
-            "r": 2, "lora_alpha": 4, "lora_dropout": 0.1, "target_modules": list(names),
-            "routing_strategy": "mixlora", "num_experts": NUM_EXPERTS, "top_k": TOP_K,
+            "base_model_name_or_path": "",
+            "task_type": "CAUSAL_LM",
+            "peft_type": "MIXLORA",
+            "r": 2,
+            "lora_alpha": 4,
+            "lora_dropout": 0.1,
+            "target_modules": list(names),
+            "routing_strategy": "mixlora",
+            "num_experts": NUM_EXPERTS,
+            "top_k": TOP_K,
         }
     )
     config.adapter_name_, config.dtype_, config.act_fn_ = "first", torch.float32, "silu"

@@ -97,7 +97,7 @@ def test_what_is_recorded_is_what_the_oracle_finds(what: str) -> None:
 
 
 def test_more_experts_than_hidden_states_are_wide_have_their_routers_decision() -> None:
-    """The oracle can't tell so many experts apart."""
+    """The oracle can't tell that many experts apart."""
     model = build(EXACT["more experts than hidden states are wide"])
     ids, weights = record(model)
     with torch.no_grad():
