@@ -71,7 +71,7 @@ def collect_scopes(batches: Sequence[TracedBatch]) -> list[CollectedScope]:
     Raises:
         UntraceableError: A token of a sequence never passed a layer, or passed it more than once.
     """
-    _refuse_apart(call for batch in batches for call in batch.calls)
+    refuse_apart(call for batch in batches for call in batch.calls)
     scopes = list(dict.fromkeys(call.scope for batch in batches for call in batch.calls))
     return [_collect_scope(batches, scope) for scope in scopes]
 
@@ -81,7 +81,12 @@ def cut_scopes(scopes: Sequence[CollectedScope], prompts: range) -> list[Collect
     return [_cut_scope(scope, prompts) for scope in scopes]
 
 
-def _refuse_apart(calls: Iterable[RecordedCall]) -> None:
+def refuse_apart(calls: Iterable[RecordedCall]) -> None:
+    """Refuse calls that no trace has a place for.
+
+    Raises:
+        UntraceableError: A layer ran more than once in a call, or on other tokens than its prompts'.
+    """
     for call in calls:
         path = call.layers[0].layer.experts_path
         if call.run:
