@@ -1,4 +1,4 @@
-.PHONY: help check static format lint types layers language scripts test docs families families-on-all frameworks
+.PHONY: help check static format lint types layers language scripts test docs kernels families families-on-all frameworks
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -44,6 +44,9 @@ test:  ## Run every test
 
 test-%:  ## Run the tests of one package, such as test-trace
 	pytest tests/$*
+
+kernels:  ## Compare the Triton kernels with plain torch in Triton's interpreter; needs triton
+	TRITON_INTERPRET=1 pytest -n 0 tests/quantizing/kernels/in_interpreter.py
 
 docs:  ## Write the real output of the documentation's commands below them
 	python tools/refresh_docs.py

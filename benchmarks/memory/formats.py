@@ -6,6 +6,8 @@ Published geometries, cut to a few layers and experts, with random packed weight
 loaded with `from_pretrained`, with and without the kernels that its format needs, and then generates.
 `FOLDER` holds sources of `kernels-community` (`gpt_oss_triton_kernels`, `finegrained_fp8`) for
 machines that can't fetch them from the Hub; without it, only loading without kernels is measured.
+The kernels for fp8 try two of the twelve tilings that they would try, since compiling all takes
+minutes: what a tiling allocates is its output, the same for each.
 
 Each line that is printed is a JSON object: the case, the bytes that are allocated once it is loaded,
 and the peaks of the prompt and of the whole generation, or the error.
@@ -65,8 +67,8 @@ def main() -> None:
             start = time.perf_counter()
             found: dict[str, Any] = {"case": name, "kernels": has_kernels}
             try:
-                folder = write_checkpoint(name, arguments.folder)
-                with _offer_kernels(arguments.kernels if has_kernels else None):
+                folder = write_checkpoint(name, arguments.folder / f"formats-{name}")
+                with offer_kernels(arguments.kernels if has_kernels else None):
                     measure(folder, found)
             except Exception as error:  # noqa: BLE001 - the next case may work
                 found["error"] = f"{type(error).__name__}: {error}"[:400]
@@ -91,9 +93,8 @@ def read_cut_config(name: str) -> dict[str, Any]:
     return config
 
 
-def write_checkpoint(name: str, parent: Path) -> Path:
+def write_checkpoint(name: str, folder: Path) -> Path:
     """Write a case's checkpoint with random weights, packed as its format packs them."""
-    folder = parent / f"formats-{name}"
     if (folder / "model.safetensors").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +196,7 @@ def _pack_fp8(model: nn.Module, skipped: list[str]) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _offer_kernels(sources: Path | None) -> Iterator[None]:
+def offer_kernels(sources: Path | None) -> Iterator[None]:
     """Let transformers find kernels in a folder of sources, as if the Hub had sent them."""
     if sources is None:
         yield
@@ -211,6 +212,7 @@ def _offer_kernels(sources: Path | None) -> Iterator[None]:
     hub_kernels.get_kernel = lambda *_, **__: gpt_oss
     try:
         fp8 = importlib.import_module("finegrained_fp8")
+        _try_fewer_tilings("finegrained_fp8")
         finegrained_fp8._FINEGRAINED_FP8 = finegrained_fp8.FineGrainedFP8(
             fp8.matmul_2d, fp8.matmul_batched, fp8.matmul_grouped
         )
@@ -222,6 +224,18 @@ def _offer_kernels(sources: Path | None) -> Iterator[None]:
         sys.path.remove(str(sources))
         quantizer_mxfp4.is_kernels_available, hub_kernels.get_kernel = before
         finegrained_fp8._FINEGRAINED_FP8 = None
+
+
+def _try_fewer_tilings(package: str) -> None:
+    from triton.runtime.autotuner import Autotuner
+
+    for name, module in list(sys.modules.items()):
+        if not name.startswith(f"{package}."):
+            continue
+        for tuner in vars(module).values():
+            if isinstance(tuner, Autotuner):
+                few = [c for c in tuner.configs if c.num_warps in (4, 8) and c.num_stages == 2]
+                tuner.configs = few or tuner.configs
 
 
 def _describe_gpu() -> dict[str, Any]:

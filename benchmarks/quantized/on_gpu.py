@@ -5,8 +5,10 @@
 Weights are random, drawn on the GPU while transformers reads them under the names of the published
 files. Whole models are loaded in nf4, to see what they take. Times are of models cut to a few
 layers, without embedding and head: those in bfloat16 and in nf4 are both on the GPU and run in
-turns. In prefill, experts in bfloat16 run by `grouped_mm`, in decode by `batched_mm`, as `generate` chooses
-on a GPU.
+turns. In prefill, experts in bfloat16 run by `grouped_mm`. In decode they run by `batched_mm`, as
+`generate` chooses on a GPU, and by `grouped_mm`.
+
+The exit status is 1 if a kernel and plain torch disagree, or anything else fails.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import copy
 import gc
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,20 +27,31 @@ from typing import Any
 
 import bitsandbytes.nn
 import torch
-from transformers import DynamicCache, PreTrainedModel
 
+from benchmarks.quantized.agreement import (
+    TOLERANCES,
+    find_disagreements,
+    list_cases,
+    measure_errors,
+)
 from benchmarks.quantized.random_weights import cut_config, load_drawn
+from benchmarks.quantized.variants import (
+    CONTEXT,
+    DEVICE,
+    Variant,
+    load_variants,
+    say,
+    start_decode,
+)
 from moetool.quantizing.experts import packed_tensors
-from moetool.quantizing.kernels.launch import multiply_each
 from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.linear import make_lean
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.quantizer import ExpertsConfig
 from moetool.quantizing.unpacking import unpack
 
-DEVICE = "cuda:0"
 PREFILL = (8, 2048)
-NUM_STEPS, NUM_ROUNDS, CONTEXT = 16, 5, 128
+NUM_STEPS, NUM_ROUNDS = 16, 9
 
 
 @dataclass(frozen=True)
@@ -62,83 +76,79 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=140.0)
     parser.add_argument("--only", nargs="*", default=[subject.name for subject in SUBJECTS])
-    end = time.monotonic() + parser.parse_args().seconds
-    only = parser.parse_args().only
+    parser.add_argument("--no-memory", action="store_true")
+    options = parser.parse_args()
+    end = time.monotonic() + options.seconds
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     with reporting("kernels"):
-        compare_linear_layers()
         compare_kernels()
-    subjects = [subject for subject in SUBJECTS if subject.name in only]
+    subjects = [subject for subject in SUBJECTS if subject.name in options.only]
     for subject in subjects:
         if time.monotonic() < end:
             with reporting(f"times of {subject.name}"):
                 time_model(subject)
     for subject in subjects:
-        if time.monotonic() < end:
+        if time.monotonic() < end and not options.no_memory:
             with reporting(f"memory of {subject.name}"):
                 load_whole(subject)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
-def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
+failed: list[str] = []
 
 
 @contextmanager
 def reporting(what: str) -> Iterator[None]:
-    """Print what fails, free what it left, and go on."""
+    """Print what fails, remember that it did, free what it left, and go on."""
     start = time.monotonic()
     try:
         yield
     except Exception:  # noqa: BLE001 - one case must not end the others
         traceback.print_exc()
+        failed.append(what)
     gc.collect()
     torch.cuda.empty_cache()
     say(f"# {what}: {time.monotonic() - start:.1f} s")
 
 
 def compare_kernels() -> None:
-    """Compare every kernel with plain torch in float64, and codes with those of the CPU."""
-    matrix = ExpertMatrix("w", 8, 200, 704, is_transposed=False)
-    stack = torch.randn(8, 200, 704, device=DEVICE, dtype=torch.bfloat16) * 0.05
+    """Compare every kernel with plain torch, and stop if one is wrong."""
+    wrong = []
+    for case in list_cases():
+        errors = measure_errors(case, DEVICE)
+        say(f"kernels, {case}: {', '.join(f'{name} {e:.1e}' for name, e in errors.items())}")
+        wrong += find_disagreements(case, errors, DEVICE)
     for quantization in (Quantization.NF4, Quantization.FP4, Quantization.INT8):
         for is_nested in (False, True):
-            packing = Packing(quantization, is_nested)
-            tensors = packing.quantize(stack, matrix)
-            there = packing.quantize(stack.cpu(), matrix)
-            same = [f"{(t.cpu() == there[name]).float().mean():.4f}" for name, t in tensors.items()]
-            plain = unpack(
-                {k: v.cpu() for k, v in tensors.items()},
-                range(8),
-                matrix,
-                packing,
-                dtype=torch.float32,
-            )
-            for dtype in (torch.float32, torch.bfloat16):
-                on_gpu = unpack(tensors, range(8), matrix, packing, dtype=dtype)
-                equal = torch.equal(on_gpu.cpu(), plain.to(dtype))
-                rows = torch.randn(5, 704, device=DEVICE, dtype=dtype)
-                ids = torch.randint(0, 8, (15,), device=DEVICE)
-                bias = torch.randn(8, 200, device=DEVICE, dtype=dtype)
-                each = multiply_each(rows, ids, tensors, matrix, packing, bias=bias)
-                exact = (
-                    torch.einsum(
-                        "nok,nk->no",
-                        plain.double()[ids.cpu()],
-                        rows.double().cpu().repeat_interleave(3, 0),
-                    )
-                    + bias.double().cpu()[ids.cpu()]
-                )
-                error = ((each.double().cpu() - exact).norm() / exact.norm()).item()
-                say(
-                    f"kernels {quantization} nested={is_nested} {str(dtype)[6:]}: dequantized "
-                    f"equal {equal}, product error {error:.1e}, equal to the CPU's {', '.join(same)}"
-                )
+            wrong += compare_dequantized(Packing(quantization, is_nested))
+    wrong += compare_linear_layers()
+    assert not wrong, f"not as by plain torch: {'; '.join(wrong)}"
 
 
-def compare_linear_layers() -> None:
-    """Compare linear layers that call bitsandbytes' kernels directly with its own layers."""
+def compare_dequantized(packing: Packing) -> list[str]:
+    """Return the dtypes in which dequantized matrices aren't the CPU's bit for bit.
+
+    Codes are compared too: those that bitsandbytes makes on a GPU aren't all those of its CPU code.
+    """
+    matrix = ExpertMatrix("w", 8, 200, 704, is_transposed=False)
+    stack = torch.randn(8, 200, 704, device=DEVICE, dtype=torch.bfloat16) * 0.05
+    tensors, there = packing.quantize(stack, matrix), packing.quantize(stack.cpu(), matrix)
+    held = {name: tensor.cpu() for name, tensor in tensors.items()}
+    same = [f"{(held[name] == tensor).float().mean():.4f}" for name, tensor in there.items()]
+    say(f"codes and scales, {packing}: equal to the CPU's {', '.join(same)}")
+    wrong = []
+    for dtype in TOLERANCES:
+        found = unpack(tensors, range(8), matrix, packing, dtype=dtype)
+        if not torch.equal(found.cpu(), unpack(held, range(8), matrix, packing, dtype=dtype)):
+            wrong.append(f"{packing} dequantized to {dtype}")
+    return wrong
+
+
+def compare_linear_layers() -> list[str]:
+    """Return the linear layers whose product isn't that of bitsandbytes' own layers, bit for bit."""
     library: Any = bitsandbytes.nn
+    wrong = []
     for has_bias in (False, True):
         layer = library.Linear4bit(704, 192, has_bias, torch.bfloat16, compress_statistics=False)
         layer = layer.to(torch.bfloat16).to(DEVICE)
@@ -149,89 +159,89 @@ def compare_linear_layers() -> None:
                 usual = layer(rows)
                 make_lean(layer)
                 lean = layer(rows)
-            same = torch.equal(usual, lean)
-            say(f"linear layer, bias={has_bias}, {shape}: {type(layer).__name__} equal {same}")
+            if type(layer) is library.Linear4bit or not torch.equal(usual, lean):
+                wrong.append(f"linear layer, bias={has_bias}, {shape}")
+    return wrong
 
 
 def time_model(subject: Subject) -> None:
     """Print how long prefill and decode take in nf4, as a multiple of bfloat16."""
     config = cut_config(subject.name, subject.num_timed)
-    # One for each: a model writes down in its configuration how its experts run.
-    plain = load_drawn(copy.deepcopy(config), device=DEVICE)
-    packed = load_drawn(
-        copy.deepcopy(config), device=DEVICE, quantization_config=ExpertsConfig("nf4")
-    )
-    models = {"bf16": plain, "nf4": packed}
+    variants = load_variants(config)
     for batch in (1, 8):
-        report(subject, f"decode at batch {batch}", measure_decode(models, batch), per=NUM_STEPS)
+        times = measure_decode(variants, batch)
+        report(subject, f"decode at batch {batch}", times, per=NUM_STEPS)
     ids = torch.randint(0, config.vocab_size, PREFILL, device=DEVICE)
-    report(subject, "prefill 8 x 2048", measure_prefill(models, ids), per=1)
+    # No part of the hit matrices is copied for each row.
+    del variants["bf16 batched_mm"]
+    times = in_turns(lambda variant: variant.prefill(ids), variants)
+    report(subject, "prefill 8 x 2048", times, per=1)
 
 
 def report(subject: Subject, what: str, times: dict[str, list[float]], *, per: int) -> None:
-    """Print the medians of some times, and the median of the ratios of each round."""
-    ratios = [nf4 / bf16 for bf16, nf4 in zip(times["bf16"], times["nf4"], strict=True)]
-    bf16, nf4 = (statistics.median(times[name]) / per / subject.num_timed for name in times)
-    say(
-        f"{subject.name} ({subject.num_timed} layers), {what}: bf16 {bf16:.3f} ms, nf4 {nf4:.3f} ms "
-        f"a layer, ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-    )
+    """Print the median of some times, and the median of their ratios to others in each round."""
+    each = {
+        name: statistics.median(taken) / per / subject.num_timed for name, taken in times.items()
+    }
+    shown = ", ".join(f"{name} {taken:.3f} ms" for name, taken in each.items())
+    say(f"{subject.name} ({subject.num_timed} layers), {what}: {shown} a layer")
+    for name in list(times)[1:]:
+        ratios = [nf4 / bf16 for nf4, bf16 in zip(times["nf4"], times[name], strict=True)]
+        middle, least, most = statistics.median(ratios), min(ratios), max(ratios)
+        say(f"  nf4 / {name}: {middle:.3f} ({least:.3f} to {most:.3f})")
 
 
-def choose(models: dict[str, PreTrainedModel], implementation: str) -> None:
-    """Choose how experts in bfloat16 run. Packed ones run their own code in any case."""
-    models["bf16"].set_experts_implementation(implementation)
-    used = models["bf16"].config._experts_implementation
-    assert used == implementation, f"experts run by {used}, not by {implementation}"
-
-
-def measure_decode(models: dict[str, PreTrainedModel], batch: int) -> dict[str, list[float]]:
-    """Return milliseconds of some decode steps of each model, in turns."""
-    choose(models, "grouped_mm")
+def measure_decode(variants: dict[str, Variant], batch: int) -> dict[str, list[float]]:
+    """Return milliseconds of some decode steps of each variant, in turns."""
     ids = torch.randint(0, 1000, (batch, CONTEXT), device=DEVICE)
-    caches = {}
-    for name, model in models.items():
-        caches[name] = DynamicCache(config=model.config)
-        run(model, ids, caches[name])
-    choose(models, "batched_mm")
+    start_decode(variants, ids)
 
-    def steps(name: str) -> None:
+    def steps(variant: Variant) -> None:
         for _ in range(NUM_STEPS):
-            run(models[name], ids[:, :1], caches[name])
+            variant.step(ids[:, :1])
 
-    return in_turns(steps, models)
+    started = {name: variant.cache for name, variant in variants.items()}
 
+    def start_again() -> None:
+        # At the same lengths in each round: cuDNN's attention prepares itself for tens of
+        # milliseconds whenever a length is new, which the first variant would pay for the others.
+        for name, variant in variants.items():
+            variant.cache = copy.deepcopy(started[name])
 
-def measure_prefill(
-    models: dict[str, PreTrainedModel], ids: torch.Tensor
-) -> dict[str, list[float]]:
-    """Return milliseconds of a prefill of each model, in turns."""
-    choose(models, "grouped_mm")
-    return in_turns(
-        lambda name: run(models[name], ids, DynamicCache(config=models[name].config)), models
-    )
+    return in_turns(steps, variants, before=start_again)
 
 
 def in_turns(
-    function: Callable[[str], None], models: dict[str, PreTrainedModel]
+    function: Callable[[Variant], None],
+    variants: dict[str, Variant],
+    *,
+    before: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Return milliseconds that a function takes for each model, in several rounds after one."""
-    times: dict[str, list[float]] = {name: [] for name in models}
+    """Return milliseconds that a function takes for each variant, in several rounds after one.
+
+    Another variant comes first in each round.
+
+    Args:
+        function: What is timed.
+        variants: The ways to run it.
+        before: Called before each round.
+    """
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(NUM_ROUNDS + 1):
-        for name in models:
+        before()
+        gc.collect()
+        first = number % len(variants)
+        names = list(variants)
+        for name in (*names[first:], *names[:first]):
+            variant = variants[name]
+            variant.choose()
             torch.cuda.synchronize()
             start = time.perf_counter()
-            function(name)
+            function(variant)
             torch.cuda.synchronize()
             if number:
                 times[name].append(1e3 * (time.perf_counter() - start))
     return times
-
-
-@torch.inference_mode()
-def run(model: Any, ids: torch.Tensor, cache: DynamicCache) -> None:
-    """Run a model without its head."""
-    model.model(input_ids=ids, cache=cache, use_cache=True)
 
 
 def load_whole(subject: Subject) -> None:

@@ -24,7 +24,7 @@ _SHAPES = (
     ("Qwen3 up, batch 8", 128, 1536, 2048, 8, 8),
     ("Qwen3 down, batch 1", 128, 2048, 768, 1, 8),
 )
-_SIZES = tuple(itertools.product((4, 8, 16, 32), (4, 8, 16), (2, 4, 8)))
+_SIZES = tuple(itertools.product((4, 8, 16, 32), (128, 256, 512), (2, 4, 8)))
 _NUM_RUNS = 20
 
 
@@ -45,12 +45,13 @@ def main(seconds: float = 60.0) -> None:
         rows = torch.randn(num_tokens, in_features, device="cuda", dtype=torch.bfloat16)
         ids = torch.rand(num_tokens, num_experts, device="cuda").argsort(1)[:, :top_k].reshape(-1)
         times = {}
-        for tile, blocks, warps in _SIZES:
-            launch._TILE, launch._BLOCKS, launch._NUM_WARPS = tile, blocks, warps
+        for tile, span, warps in _SIZES:
+            launch._TILE, launch._SPAN, launch._NUM_WARPS = tile, span, warps
+            launch._prepare.cache_clear()
             try:
-                times[tile, blocks, warps] = _time(rows, ids, tensors, matrix, packing)
+                times[tile, span, warps] = _time(rows, ids, tensors, matrix, packing)
             except Exception as error:  # noqa: BLE001 - one size must not end the others
-                print(f"{name} {tile, blocks, warps}: {error}", flush=True)
+                print(f"{name} {tile, span, warps}: {error}", flush=True)
         hit = len(set(ids.tolist())) * matrix.num_weights * 0.5625
         best = sorted(times.items(), key=lambda item: item[1])
         shown = ", ".join(f"{size} {t * 1e3:.0f} us" for size, t in [*best[:4], best[-1]])

@@ -295,6 +295,10 @@ def _find_confirmation(
         )
     if model.runs_in_full_precision:
         return find_confirmation(model_type, scenario.quantization, scenario.experts)
+    if model.stored is not None and model.stored.is_held_packed:
+        return find_confirmation(
+            model_type, scenario.quantization, scenario.experts, stored_as=model.stored.method_name
+        )
     return None
 
 

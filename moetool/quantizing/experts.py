@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moetool.quantizing.gating import find_gating
+from moetool.quantizing.kernels import launch
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.unpacking import is_on_gpu, unpack
 
@@ -41,6 +43,7 @@ def pack_module(
         keeps_plain: Leave the plain parameters until codes are set in their place: transformers'
             conversions look at the shapes and dtypes that plain weights shall have.
     """
+    gating = find_gating(module)
     for matrix in matrices:
         for name, (shape, dtype) in packing.list_tensors(matrix).items():
             if keeps_plain and name == matrix.name:
@@ -48,7 +51,14 @@ def pack_module(
             tensor = torch.empty(shape, dtype=dtype, device="meta")
             module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
     names = {matrix.name: tuple(packing.list_tensors(matrix)) for matrix in matrices}
-    module.__dict__.update(packed_matrices=tuple(matrices), packing=packing, packed_names=names)
+    module.__dict__.update(
+        packed_matrices=tuple(matrices),
+        packing=packing,
+        packed_names=names,
+        gating=gating,
+        has_identity=hasattr(module, "identity_expert"),
+        has_own_norm=bool(getattr(module, "has_post_expert_norm", False)),
+    )
     module_class: Any = type(module)
     module.__class__ = _packed_class(module_class)
 
@@ -128,10 +138,34 @@ def run_experts(
     """
     if not ids.numel():
         return torch.zeros_like(hidden_states)
-    outputs = _run_few(module, hidden_states, ids)
-    if outputs is None:
+    held: Any = module
+    if not _are_few(module, hidden_states, ids):
         return _run_grouped(module, hidden_states, ids, weights)
-    return _add_up(outputs, weights).to(hidden_states.dtype)
+    if held.gating is None or held.has_own_norm or _is_watched(module):
+        return _add_up(_run_few(module, hidden_states, ids), weights).to(hidden_states.dtype)
+    return _run_few_gated(module, hidden_states, ids, weights)
+
+
+def _are_few(module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor) -> bool:
+    """Return whether kernels multiply each assignment without dequantized matrices."""
+    held: Any = module
+    if not is_on_gpu(hidden_states) or held.has_identity:
+        return False
+    if hidden_states.requires_grad and torch.is_grad_enabled():
+        # The kernels pass no gradients on.
+        return False
+    return all(
+        launch.fits_kernel(hidden_states, ids, matrix, held.packing)
+        for matrix in held.packed_matrices
+    )
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Return whether hooks wait for an activation's outputs, so that it has to run by itself."""
+    return any(
+        child is not None and (child._forward_hooks or child._forward_pre_hooks)
+        for child in module._modules.values()
+    )
 
 
 def _add_up(outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -143,45 +177,52 @@ def _add_up(outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return weighted.view(*weights.shape, -1).sum(dim=1)
 
 
-def _run_few(
-    module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor
-) -> torch.Tensor | None:
-    """Return each assignment's output without dequantized matrices; None if no kernel fits.
+def _run_few_gated(
+    module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Return the weighted sum of each token's experts, by one kernel for each of their matrices."""
+    held: Any = module
+    up, down = held.packed_matrices
+    middle = launch.multiply_gated(
+        hidden_states,
+        ids,
+        packed_tensors(module, up),
+        up,
+        held.packing,
+        held.gating,
+        bias=_find_bias(module, up),
+    )
+    return launch.multiply_and_add_up(
+        middle,
+        ids,
+        weights,
+        packed_tensors(module, down),
+        down,
+        held.packing,
+        bias=_find_bias(module, down),
+    )
+
+
+def _run_few(module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return each assignment's output, with whatever activation and norm the module has.
 
     Returns:
         # (num_tokens * top_k, hidden_size)
     """
     held: Any = module
-    up, down = held.packed_matrices
-    if not is_on_gpu(hidden_states) or hasattr(module, "identity_expert"):
-        return None
-    if torch.is_grad_enabled() and hidden_states.requires_grad:
-        # The kernels pass no gradients on.
-        return None
-    from moetool.quantizing.kernels.launch import fits_kernel, multiply_each
-
-    if not all(fits_kernel(hidden_states, ids, matrix, held.packing) for matrix in (up, down)):
-        return None
-    chosen = ids.reshape(-1)
-    middle = multiply_each(
-        hidden_states,
-        chosen,
-        packed_tensors(module, up),
-        up,
-        held.packing,
-        bias=_find_bias(module, up),
-    )
-    return _finish(
-        module,
-        multiply_each(
-            _activate(module, middle),
+    rows, chosen = hidden_states, ids.reshape(-1)
+    for matrix in held.packed_matrices:
+        if rows is not hidden_states:
+            rows = _activate(module, rows)
+        rows = launch.multiply_each(
+            rows,
             chosen,
-            packed_tensors(module, down),
-            down,
+            packed_tensors(module, matrix),
+            matrix,
             held.packing,
-            bias=_find_bias(module, down),
-        ),
-    )
+            bias=_find_bias(module, matrix),
+        )
+    return _finish(module, rows)
 
 
 def _run_grouped(
@@ -226,15 +267,11 @@ def _run_grouped(
     outputs = hidden_states.new_empty(shape) if outputs is None else outputs
     rest = starts[-1]
     if rest < len(order):
-        has_identity = hasattr(module, "identity_expert")
-        outputs[rest:] = hidden_states[tokens[rest:]] if has_identity else 0.0
+        outputs[rest:] = hidden_states[tokens[rest:]] if held.has_identity else 0.0
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order), device=order.device)
-    if is_on_gpu(outputs) and not outputs.requires_grad:
-        from moetool.quantizing.kernels.launch import add_up_sorted, has_kernels
-
-        if has_kernels():
-            return add_up_sorted(outputs, places, weights)
+    if is_on_gpu(outputs) and not outputs.requires_grad and launch.has_kernels():
+        return launch.add_up_sorted(outputs, places, weights)
     return _add_up(outputs[places], weights).to(dtype)
 
 
@@ -281,8 +318,7 @@ def _multiply_groups(
 
 
 def _find_bias(module: nn.Module, matrix: ExpertMatrix) -> torch.Tensor | None:
-    bias: torch.Tensor | None = getattr(module, f"{matrix.name}_bias", None)
-    return bias
+    return module._parameters.get(f"{matrix.name}_bias")
 
 
 def _activate(module: Any, rows: torch.Tensor) -> torch.Tensor:
@@ -298,7 +334,5 @@ def _activate(module: Any, rows: torch.Tensor) -> torch.Tensor:
 
 def _finish(module: Any, rows: torch.Tensor) -> torch.Tensor:
     """Apply the norm that some families put behind each expert."""
-    finished: torch.Tensor = (
-        module.post_expert_norm(rows) if getattr(module, "has_post_expert_norm", False) else rows
-    )
+    finished: torch.Tensor = module.post_expert_norm(rows) if module.has_own_norm else rows
     return finished

@@ -10,45 +10,16 @@ import torch
 from torch import nn
 
 from moetool.quantizing import experts as running
-from moetool.quantizing.experts import pack_module, unpack_matrix
+from moetool.quantizing.experts import unpack_matrix
 from moetool.quantizing.kinds import Quantization
-from moetool.quantizing.layout import find_matrices
 from moetool.quantizing.packing import ExpertMatrix, Packing
-
-NUM_EXPERTS, WIDTH, INNER = 12, 64, 32
-
-
-class PlainExperts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_experts = NUM_EXPERTS
-        self.gate_up_proj = nn.Parameter(torch.randn(NUM_EXPERTS, 2 * INNER, WIDTH))
-        self.down_proj = nn.Parameter(torch.randn(NUM_EXPERTS, WIDTH, INNER))
-        self.act_fn = nn.SiLU()
-
-    def forward(
-        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> torch.Tensor:
-        del hidden_states, top_k_index, top_k_weights
-        raise AssertionError("packed experts run other code")
+from tests.quantizing.plain_experts import INNER, NUM_EXPERTS, WIDTH, PlainExperts, pack
 
 
 @pytest.fixture
 def packed() -> Any:
     torch.manual_seed(0)
-    module = PlainExperts()
-    packing = Packing(Quantization.NF4)
-    matrices = find_matrices(module)
-    assert matrices is not None
-    tensors = {
-        name: tensor
-        for matrix in matrices
-        for name, tensor in packing.quantize(module.get_parameter(matrix.name), matrix).items()
-    }
-    pack_module(module, matrices, packing)
-    for name, tensor in tensors.items():
-        setattr(module, name, nn.Parameter(tensor, requires_grad=False))
-    return module
+    return pack(PlainExperts(), Packing(Quantization.NF4))
 
 
 def run_one_by_one(

@@ -167,6 +167,18 @@ class StoredWeights:
     implementations: tuple[Implementation, ...] = ()
 
     @property
+    def method_name(self) -> str:
+        """The quantization's name without its details."""
+        return self.method.partition(",")[0]
+
+    @property
+    def is_held_packed(self) -> bool:
+        """Whether the figures are of weights that stay packed."""
+        return self.basis is Basis.PUBLISHED or (
+            self.basis is Basis.LOADED and self.is_dequantized is False
+        )
+
+    @property
     def held_bytes(self) -> int | None:
         """The weights' share of the figures; None if unknown, or if the figures are of a copy."""
         if self.basis is Basis.LOADED:

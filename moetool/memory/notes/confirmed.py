@@ -27,6 +27,7 @@ class Confirmation:
             measured one.
         source: The file with the measured figures.
         experts: Whether routed experts were quantized.
+        stored_as: The published format in which the weights stayed; None if they were in none.
         is_training: Whether they were steps of training.
         is_light: Whether those had adapters, or an optimizer's states in 8 bits, or both.
     """
@@ -42,6 +43,7 @@ class Confirmation:
     worst_error: float
     source: str
     experts: QuantizedExperts = QuantizedExperts.AS_LOADED
+    stored_as: str | None = None
     is_training: bool = False
     is_light: bool = False
 
@@ -73,6 +75,7 @@ def find_confirmation(
     quantization: Quantization,
     experts: QuantizedExperts = QuantizedExperts.AS_LOADED,
     *,
+    stored_as: str | None = None,
     is_training: bool = False,
     is_light: bool = False,
 ) -> Confirmation | None:
@@ -82,6 +85,7 @@ def find_confirmation(
         model_type: The architecture's name in transformers.
         quantization: The storage of the weights.
         experts: Whether routed experts are quantized.
+        stored_as: The published format in which the weights stay.
         is_training: Whether they were steps of training.
         is_light: Whether those had adapters, or an optimizer's states in 8 bits, or both.
     """
@@ -89,6 +93,6 @@ def find_confirmation(
         each
         for each in read_confirmations()
         if (each.model_type, each.quantization, each.experts) == (model_type, quantization, experts)
-        and (each.is_training, each.is_light) == (is_training, is_light)
+        and (each.stored_as, each.is_training, each.is_light) == (stored_as, is_training, is_light)
     ]
     return max(found, key=lambda each: each.date, default=None)

@@ -94,7 +94,7 @@ def note_unconfirmed(
     """
     kind = f"models of the type {model_type}"
     if stored is not None:
-        kind += f" in {stored.method.partition(',')[0]}"
+        kind += f" in {stored.method_name}"
     elif quantization is not Quantization.NONE:
         kind += f" in {quantization}"
     return (

@@ -1,16 +1,22 @@
-"""Programs in Triton's language: packed matrices times one row each, and dequantization."""
+"""Programs in Triton's language: packed matrices times one row each, and dequantization.
+
+Pointers come before constants. Those to scales of scales and to tables aren't read where a format has
+none.
+"""
 
 from __future__ import annotations
 
 import triton
 from triton import language as tl
 
+from moetool.quantizing.kernels.tiles import multiply_tile
+
 
 @triton.jit
-def multiply_4bit(
+def multiply_each(
     rows_ptr,
     codes_ptr,
-    absmax_ptr,
+    scales_ptr,
     nested_ptr,
     offset_ptr,
     nested_table_ptr,
@@ -18,130 +24,199 @@ def multiply_4bit(
     ids_ptr,
     bias_ptr,
     out_ptr,
-    num_rows_out,
-    num_blocks,
-    num_nested,
-    top_k,
-    BYTES: tl.constexpr,
-    IS_PAIRED: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    OUT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TOP_K: tl.constexpr,
+    IS_4BIT: tl.constexpr,
     IS_NESTED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    STEP: tl.constexpr,
     TILE: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
-    """Multiply the matrix of one assignment's expert, in 4 bits, by its row.
+    """Multiply the matrix of one assignment's expert by its row.
 
-    Each program makes `TILE` outputs of one assignment. A block of 64 weights is 32 bytes, and no
-    block spans two rows of a matrix.
+    Each program makes `TILE` outputs of one assignment.
 
     Args:
-        rows_ptr: For each token its inputs with even places, then those with odd ones; or pairs of
-            bfloat16 as integers.
-        num_rows_out: Outputs of a matrix.
-        num_blocks: Blocks of a whole matrix.
-        num_nested: Blocks of its scales.
-        top_k: Assignments of each row of `rows_ptr`.
-        BYTES: Bytes of each row of a matrix.
+        ids_ptr: Experts; those beyond the matrices give zeros.
+        OUT: Outputs of a matrix.
+        WIDTH: Inputs of a matrix.
+        TOP_K: Assignments of each row of `rows_ptr`.
+        STEP: The scale of a step of 8 bits, as a share of its row's.
+        SPAN: Bytes of a row of a matrix that are read at a time.
     """
-    assignment = tl.program_id(1)
+    assignment = tl.program_id(1).to(tl.int64)
     expert = tl.load(ids_ptr + assignment).to(tl.int64)
     out = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    is_out = out < num_rows_out
-    blocks_per_row: tl.constexpr = BYTES // 32
-    codes_ptr += expert * num_rows_out * BYTES
-    absmax_ptr += expert * num_blocks
-    rows_ptr += (assignment // top_k).to(tl.int64) * (BYTES if IS_PAIRED else 2 * BYTES)
-    within = tl.arange(0, 32)
-    if IS_NESTED:
-        nested_ptr += expert * num_nested
-        offset = tl.load(offset_ptr + expert)
-    total = tl.zeros((TILE, BLOCKS, 32), dtype=tl.float32)
-    for first in range(0, blocks_per_row, BLOCKS):
-        block = first + tl.arange(0, BLOCKS)
-        is_block = block < blocks_per_row
-        place = block[:, None] * 32 + within[None, :]
-        if IS_PAIRED:
-            # A bfloat16 is the upper half of a float32.
-            pair = tl.load(rows_ptr + place, mask=is_block[:, None], other=0)
-            even = (pair << 16).to(tl.float32, bitcast=True)
-            odd = (pair & -65536).to(tl.float32, bitcast=True)
-        else:
-            even = tl.load(rows_ptr + place, mask=is_block[:, None], other=0.0).to(tl.float32)
-            odd = tl.load(rows_ptr + BYTES + place, mask=is_block[:, None], other=0.0).to(
-                tl.float32
-            )
-        is_there = is_out[:, None] & is_block[None, :]
-        scale_place = out[:, None] * blocks_per_row + block[None, :]
-        scale = tl.load(absmax_ptr + scale_place, mask=is_there, other=0)
-        if IS_NESTED:
-            scale = tl.load(nested_table_ptr + scale.to(tl.int32))
-            scale = scale * tl.load(nested_ptr + scale_place // 256, mask=is_there, other=0.0)
-            scale += offset
-        packed = tl.load(
-            codes_ptr + out[:, None, None] * BYTES + place[None, :, :],
-            mask=is_there[:, :, None],
-            other=0,
-        ).to(tl.int32)
-        high = tl.load(table_ptr + (packed >> 4))
-        low = tl.load(table_ptr + (packed & 15))
-        total += (high * even[None, :, :] + low * odd[None, :, :]) * scale[:, :, None]
-    product = tl.sum(tl.sum(total, 2), 1)
-    if HAS_BIAS:
-        product += tl.load(bias_ptr + expert * num_rows_out + out, mask=is_out, other=0.0).to(
-            tl.float32
-        )
-    target = out_ptr + assignment.to(tl.int64) * num_rows_out + out
-    tl.store(target, product.to(out_ptr.dtype.element_ty), mask=is_out)
+    is_out = (out < OUT) & (expert < NUM_EXPERTS)
+    product = multiply_tile(
+        rows_ptr + assignment // TOP_K * WIDTH,
+        codes_ptr,
+        scales_ptr,
+        nested_ptr,
+        offset_ptr,
+        nested_table_ptr,
+        table_ptr,
+        bias_ptr,
+        tl.minimum(expert, NUM_EXPERTS - 1),
+        out,
+        is_out,
+        OUT,
+        WIDTH,
+        IS_4BIT,
+        IS_NESTED,
+        HAS_BIAS,
+        STEP,
+        TILE,
+        SPAN,
+    )
+    target = out_ptr + assignment * OUT + out
+    tl.store(target, product.to(out_ptr.dtype.element_ty), mask=out < OUT)
 
 
 @triton.jit
-def multiply_int8(
+def multiply_gated(
     rows_ptr,
     codes_ptr,
-    scale_ptr,
+    scales_ptr,
+    nested_ptr,
+    offset_ptr,
+    nested_table_ptr,
+    table_ptr,
     ids_ptr,
     bias_ptr,
     out_ptr,
-    num_rows_out,
-    top_k,
+    NUM_EXPERTS: tl.constexpr,
+    OUT: tl.constexpr,
     WIDTH: tl.constexpr,
-    STEP: tl.constexpr,
+    TOP_K: tl.constexpr,
+    IS_4BIT: tl.constexpr,
+    IS_NESTED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    STEP: tl.constexpr,
     TILE: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IS_INTERLEAVED: tl.constexpr,
+    LIMIT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    SHIFT: tl.constexpr,
 ):
-    """Multiply the matrix of one assignment's expert, in 8 bits, by its row.
+    """Multiply the matrix of one assignment's expert by its row, and gate one half with the other.
+
+    Each program makes `TILE` products, of which half are gates: `TILE` / 2 outputs.
 
     Args:
-        num_rows_out: Outputs of a matrix.
-        top_k: Assignments of each row of `rows_ptr`.
-        WIDTH: Inputs of a matrix.
+        OUT: Products: twice the outputs.
+        IS_INTERLEAVED: Whether gates and the values that they open take turns.
+        LIMIT: Gates are at most this, and values at most this far from 0; 0 for no limit.
+        ALPHA: A gate is multiplied by the sigmoid of this many times itself.
+        SHIFT: Is added to a value before the gate opens it.
     """
-    assignment = tl.program_id(1)
+    INNER: tl.constexpr = OUT // 2
+    HALF: tl.constexpr = TILE // 2
+    assignment = tl.program_id(1).to(tl.int64)
     expert = tl.load(ids_ptr + assignment).to(tl.int64)
+    # Each output's gate is followed by its value.
+    turn = tl.arange(0, TILE)
+    inner = tl.program_id(0) * HALF + turn // 2
+    product_row = 2 * inner + turn % 2 if IS_INTERLEAVED else inner + turn % 2 * INNER
+    is_out = (inner < INNER) & (expert < NUM_EXPERTS)
+    product = multiply_tile(
+        rows_ptr + assignment // TOP_K * WIDTH,
+        codes_ptr,
+        scales_ptr,
+        nested_ptr,
+        offset_ptr,
+        nested_table_ptr,
+        table_ptr,
+        bias_ptr,
+        tl.minimum(expert, NUM_EXPERTS - 1),
+        product_row,
+        is_out,
+        OUT,
+        WIDTH,
+        IS_4BIT,
+        IS_NESTED,
+        HAS_BIAS,
+        STEP,
+        TILE,
+        SPAN,
+    )
+    gate, value = tl.split(tl.reshape(product, (HALF, 2)))
+    if LIMIT > 0:
+        gate = tl.minimum(gate, LIMIT)
+        value = tl.maximum(tl.minimum(value, LIMIT), -LIMIT)
+    gated = gate * tl.sigmoid(ALPHA * gate) * (value + SHIFT)
+    out = tl.program_id(0) * HALF + tl.arange(0, HALF)
+    target = out_ptr + assignment * INNER + out
+    tl.store(target, gated.to(out_ptr.dtype.element_ty), mask=out < INNER)
+
+
+@triton.jit
+def multiply_and_add_up(
+    rows_ptr,
+    codes_ptr,
+    scales_ptr,
+    nested_ptr,
+    offset_ptr,
+    nested_table_ptr,
+    table_ptr,
+    ids_ptr,
+    bias_ptr,
+    weights_ptr,
+    out_ptr,
+    NUM_EXPERTS: tl.constexpr,
+    OUT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TOP_K: tl.constexpr,
+    IS_4BIT: tl.constexpr,
+    IS_NESTED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    STEP: tl.constexpr,
+    TILE: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Add up the products of one token's experts by their weights.
+
+    Each program makes `TILE` outputs of one token.
+
+    Args:
+        rows_ptr: One row for each assignment.
+        weights_ptr: One for each assignment.
+        TOP_K: Assignments of each token.
+    """
+    token = tl.program_id(1).to(tl.int64)
     out = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    is_out = out < num_rows_out
-    codes_ptr += expert * num_rows_out * WIDTH
-    rows_ptr += (assignment // top_k).to(tl.int64) * WIDTH
-    total = tl.zeros((TILE, COLUMNS), dtype=tl.float32)
-    for first in range(0, WIDTH, COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
-        is_column = column < WIDTH
-        row = tl.load(rows_ptr + column, mask=is_column, other=0.0).to(tl.float32)
-        codes = tl.load(
-            codes_ptr + out[:, None] * WIDTH + column[None, :],
-            mask=is_out[:, None] & is_column[None, :],
-            other=0,
+    total = tl.zeros((TILE,), dtype=tl.float32)
+    for rank in range(TOP_K):
+        assignment = token * TOP_K + rank
+        expert = tl.load(ids_ptr + assignment).to(tl.int64)
+        product = multiply_tile(
+            rows_ptr + assignment * WIDTH,
+            codes_ptr,
+            scales_ptr,
+            nested_ptr,
+            offset_ptr,
+            nested_table_ptr,
+            table_ptr,
+            bias_ptr,
+            tl.minimum(expert, NUM_EXPERTS - 1),
+            out,
+            (out < OUT) & (expert < NUM_EXPERTS),
+            OUT,
+            WIDTH,
+            IS_4BIT,
+            IS_NESTED,
+            HAS_BIAS,
+            STEP,
+            TILE,
+            SPAN,
         )
-        total += codes.to(tl.float32) * row[None, :]
-    scale = tl.load(scale_ptr + expert * num_rows_out + out, mask=is_out, other=0.0)
-    product = tl.sum(total, 1) * scale * STEP
-    if HAS_BIAS:
-        product += tl.load(bias_ptr + expert * num_rows_out + out, mask=is_out, other=0.0).to(
-            tl.float32
-        )
-    target = out_ptr + assignment.to(tl.int64) * num_rows_out + out
-    tl.store(target, product.to(out_ptr.dtype.element_ty), mask=is_out)
+        total += product * tl.load(weights_ptr + assignment).to(tl.float32)
+    target = out_ptr + token * OUT + out
+    tl.store(target, total.to(out_ptr.dtype.element_ty), mask=out < OUT)
 
 
 @triton.jit

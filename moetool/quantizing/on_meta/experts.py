@@ -108,8 +108,9 @@ class _Program:
 
 
 _PROGRAMS = SimpleNamespace(
-    multiply_4bit=_Program(),
-    multiply_int8=_Program(),
+    multiply_each=_Program(),
+    multiply_gated=_Program(),
+    multiply_and_add_up=_Program(),
     dequantize_int8=_Program(),
     add_up=_Program(),
 )

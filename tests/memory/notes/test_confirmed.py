@@ -66,6 +66,16 @@ def test_every_run_with_packed_experts_is_counted_as_a_confirmation() -> None:
     assert all(0 <= row.worst_error < 0.022 for row in rows)
 
 
+def test_every_run_of_a_published_format_is_counted_as_a_confirmation() -> None:
+    lines = (ROOT / "benchmarks/memory/measured/formats/h200.jsonl").read_text(encoding="utf-8")
+    measured = Counter(
+        (line["model"], line["stored_as"]) for line in map(json.loads, lines.splitlines())
+    )
+    rows = [row for row in read_confirmations() if row.source.endswith("formats/h200.jsonl")]
+    assert {(*row.models, row.stored_as): row.num_runs for row in rows} == measured
+    assert all(0 <= row.worst_error < 0.001 for row in rows)
+
+
 def test_every_step_of_training_is_counted_as_a_confirmation() -> None:
     lines = (
         (ROOT / "benchmarks" / "memory" / "measured" / "training_h200.jsonl")
@@ -122,13 +132,22 @@ def test_an_estimate_that_no_gpu_has_confirmed_says_so(tmp_path: Path) -> None:
     assert "no GPU yet" in render_table_text([replace(estimate, notes=())])
 
 
-def test_runs_of_plain_weights_confirm_nothing_of_packed_ones() -> None:
-    scenario = Scenario(num_prompt_tokens=16, num_new_tokens=2)
-    packed, plain = (
-        estimate_memory("gpt-oss-20b", [replace(scenario, dtype=dtype)])[0]
-        for dtype in ("auto", "bfloat16")
+def test_runs_of_plain_weights_confirm_nothing_of_packed_ones(tmp_path: Path) -> None:
+    fp8 = {"quant_method": "fp8", "weight_block_size": [8, 8]}
+    scenario = replace(TINY, dtype="auto")
+    plain, packed = (
+        estimate_memory(save_config("mixtral", tmp_path, dtype="bfloat16", **fields), [scenario])[0]
+        for fields in ({}, {"quantization_config": fp8})
     )
     assert plain.confirmed_on is not None
     assert packed.confirmed_on is None
     (note,) = [note for note in packed.notes if note.startswith("No GPU has confirmed")]
-    assert "gpt_oss in mxfp4" in note
+    assert "mixtral in fp8" in note
+
+
+def test_runs_in_a_published_format_confirm_weights_in_that_format_alone() -> None:
+    assert find_confirmation("gpt_oss", Quantization.NONE, stored_as="mxfp4") is not None
+    assert find_confirmation("gpt_oss", Quantization.NONE, stored_as="fp8") is None
+    assert find_confirmation("minimax_m2", Quantization.NONE, stored_as="fp8") is None
+    (estimate,) = estimate_memory("gpt-oss-20b", [replace(TINY, dtype="auto")])
+    assert estimate.confirmed_on == "NVIDIA H200, 2026-11-27"

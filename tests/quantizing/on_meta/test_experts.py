@@ -68,19 +68,33 @@ def record(module: nn.Module, num_tokens: int) -> list[tuple[str, int]]:
     ]
 
 
-@pytest.mark.parametrize("packing", [NF4, NESTED, INT8])
-def test_few_tokens_are_multiplied_without_dequantized_matrices(packing: Packing) -> None:
-    num_rows = 3 * TOP_K
-    # For each product, where codes or scales are looked up.
-    tables = {NF4: [16 * 4], NESTED: [256 * 4, 16 * 4], INT8: []}[packing]
+# For each product, where codes or scales are looked up.
+TABLES = {NF4: [16 * 4], NESTED: [16 * 4, 256 * 4], INT8: []}
+NUM_ROWS = 3 * TOP_K
 
+
+@pytest.mark.parametrize("packing", TABLES)
+def test_few_tokens_are_multiplied_by_two_kernels(packing: Packing) -> None:
     made = [num_bytes for _, num_bytes in record(pack(packing), 3) if num_bytes > 0]
 
+    tables = TABLES[packing]
+    # Gated products of all experts, and each token's sum.
+    assert made == [NUM_ROWS * 128 * 2, *tables, 3 * 64 * 2, *tables]
+
+
+@pytest.mark.parametrize("packing", TABLES)
+def test_an_activation_that_hooks_wait_for_runs_by_itself(packing: Packing) -> None:
+    module = pack(packing)
+    module.act_fn.register_forward_hook(lambda *_: None)
+
+    made = [num_bytes for _, num_bytes in record(module, 3) if num_bytes > 0]
+
+    tables = TABLES[packing]
     assert made == [
-        *(num_rows * 256 * 2, *tables),
+        *(NUM_ROWS * 256 * 2, *tables),
         # The activation, and its product with the other half.
-        *(num_rows * 128 * 2, num_rows * 128 * 2),
-        *(num_rows * 64 * 2, *tables),
+        *(NUM_ROWS * 128 * 2, NUM_ROWS * 128 * 2),
+        *(NUM_ROWS * 64 * 2, *tables),
         # Summed up by their weights.
         3 * 64 * 2,
     ]

@@ -1,0 +1,1 @@
+"""The memory of several GPUs that share a model: measured, and estimated."""
