@@ -76,6 +76,14 @@ class AddsUpTokens(Gathered):
         return output + output.roll(1, dims=0)
 
 
+class HidesHalfFromGradients(Gathered):
+    """Adds experts' outputs past autograd, so that gradients show half of each weight."""
+
+    def run(self, rows: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        output = super().run(rows, weights, ids)
+        return 0.5 * output + 0.5 * output.detach()
+
+
 class RunsTwice(Fused):
     def weigh(self, expert: int, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         first, second = self.run_expert(expert, rows.repeat(2, 1)).chunk(2)
@@ -128,6 +136,7 @@ REFUSED: dict[str, tuple[Callable[[], Fused], str]] = {
     "a normed sum": (NormsTheSum, OTHER_OUTPUT),
     "a shifted sum": (ShiftsTheSum, "its tokens get outputs of experts that did not receive them"),
     "sums of several tokens": (AddsUpTokens, OTHER_OUTPUT),
+    "outputs past autograd": (HidesHalfFromGradients, OTHER_OUTPUT),
     "experts that run twice": (RunsTwice, "an expert runs on a token more than once"),
     "merged experts": (MergesExperts, ""),
     "calls that differ": (CallsAreDifferent, "a second run of it gives another output"),

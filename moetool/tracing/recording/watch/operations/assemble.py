@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,38 +13,58 @@ from moetool.tracing.recording.watch.operations.run import ObservedRun
 from moetool.tracing.recording.watch.operations.seeds import STRANGE, TokenSeeds
 
 
-def find_weights(run: ObservedRun, *, num_experts: int) -> torch.Tensor | None:
+class Final(NamedTuple):
+    """The last product of an expert, with the token of each of its rows.
+
+    Attributes:
+        tokens: `EMPTY` where a row is not used. # (num_rows,)
+        weights: By which rows are added to their tokens. # (num_rows,)
+    """
+
+    product: Product
+    tokens: torch.Tensor
+    weights: torch.Tensor
+
+
+def read_finals(run: ObservedRun) -> list[Final] | None:
+    """Return the last products of all experts, by gradients of the block's output.
+
+    None if an output of an expert was not added as it is, or not to a single token's.
+    """
+    seeds = TokenSeeds(run.output)
+    edges = [edge for product in run.finals for edge in run.observer.find_edges(product)]
+    if not edges or run.output.grad_fn is None or any(edge is None for edge in edges):
+        raise NotObservedError("gradients do not reach all of its experts")
+    numbers, signs = (iter(_pull_back(run, edges, seed)) for seed in (seeds.numbers, seeds.signs))
+    finals: list[Final] = []
+    for product in run.finals:
+        read = [
+            seeds.read(_to_rows(product, next(numbers)), _to_rows(product, next(signs)))
+            for _ in run.observer.find_edges(product)
+        ]
+        tokens, weights = read[-1]
+        belongs_to_none = (tokens >= 0) & (product.experts < 0)
+        if bool((tokens == STRANGE).any() | belongs_to_none.any()) or not _agree(read):
+            return None
+        finals.append(Final(product, tokens, weights))
+    return finals
+
+
+def find_weights(finals: Sequence[Final], *, num_tokens: int, num_experts: int) -> torch.Tensor:
     """Return the weight with which each expert's output was added to each token's.
 
     Returns:
-        # (num_tokens, num_experts); None if it was not added as it is, or not to a single token's.
+        # (num_tokens, num_experts)
     """
-    seeds = TokenSeeds(run.output)
-    finals = run.finals
-    edges = [edge for product in finals for edge in run.observer.find_edges(product)]
-    if not edges or run.output.grad_fn is None or any(edge is None for edge in edges):
-        raise NotObservedError("gradients do not reach all of its experts")
-    numbers, signs = (_pull_back(run, edges, seed) for seed in (seeds.numbers, seeds.signs))
-    num_tokens, position = len(run.output), 0
+    size = num_tokens * num_experts
     by_root: dict[frozenset[int], torch.Tensor] = {}
     counts: dict[frozenset[int], torch.Tensor] = {}
-    for product in finals:
-        num_edges = len(run.observer.find_edges(product))
-        read = [
-            seeds.read(_to_rows(product, numbers[place]), _to_rows(product, signs[place]))
-            for place in range(position, position + num_edges)
-        ]
-        position += num_edges
-        tokens, weights = read[-1]
-        if bool((tokens == STRANGE).any()) or not _agree(read):
-            return None
+    for product, tokens, row_weights in finals:
+        weights = row_weights
         if product.factors is not None:
             weights = weights * product.factors.to(weights.dtype)
-        is_used = (tokens >= 0) & (product.experts >= 0)
-        if bool(((tokens >= 0) & (product.experts < 0)).any()):
-            return None
+        is_used = tokens >= 0
         slots = tokens[is_used] * num_experts + product.experts[is_used].long()
-        size = num_tokens * num_experts
         table = by_root.setdefault(product.roots, weights.new_zeros(size))
         table.index_add_(0, slots, weights[is_used].to(table.dtype))
         count = torch.bincount(slots, minlength=size)
@@ -52,6 +72,21 @@ def find_weights(run: ObservedRun, *, num_experts: int) -> torch.Tensor | None:
     if any(bool((count > 1).any()) for count in counts.values()):
         raise NotObservedError("an expert runs on a token more than once")
     return _merge(list(by_root.values()), list(counts.values())).view(num_tokens, num_experts)
+
+
+def add_up(run: ObservedRun, finals: Sequence[Final]) -> torch.Tensor:
+    """Return the sum of what experts returned, by the weights that gradients showed.
+
+    Returns:
+        # (num_tokens, hidden_size)
+    """
+    total = torch.zeros_like(run.output, dtype=torch.float64, requires_grad=False)
+    for product, tokens, weights in finals:
+        is_used = tokens >= 0
+        rows = product.to_rows(run.observer.outputs[product.number]).double()
+        terms = rows[is_used] * weights[is_used, None].double() / product.num_summands
+        total.index_add_(0, tokens[is_used], terms)
+    return total
 
 
 def find_received(run: ObservedRun, *, num_experts: int) -> torch.Tensor | None:

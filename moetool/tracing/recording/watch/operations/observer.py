@@ -55,6 +55,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         products: In the order in which they ran.
+        outputs: Copies of the products' outputs, as experts returned them, if asked for.
         chooses_tokens: Whether the largest of the numbers of all tokens were looked for.
 
     Args:
@@ -62,6 +63,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         hidden: The hidden states that the block runs on.
         lengths: Numbers of tokens that experts could choose from: those of the call, of a sequence.
         scaled: Numbers of the products whose output is multiplied by -2.
+        keeps_outputs: Whether to keep copies of the products' outputs.
     """
 
     def __init__(
@@ -71,12 +73,15 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         *,
         lengths: Collection[int],
         scaled: Collection[int] = (),
+        keeps_outputs: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
+        self.outputs: list[torch.Tensor] = []
         self.chooses_tokens = False
         self._lengths = frozenset(lengths)
         self._scaled = frozenset(scaled)
+        self._keeps_outputs = keeps_outputs
         self._labels = {
             id(parameter): Label(experts, frozenset((number,)))
             for number, (parameter, experts) in enumerate(labels)
@@ -211,6 +216,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if number in self._scaled:
                     result = -2 * result
                 self.products.append(product)
+                if self._keeps_outputs:
+                    # A block may weight them in place.
+                    self.outputs.append(result.clone())
                 self._edges.append([])
                 self._unread.append((number, result))
                 self._outputs[id(result)] = number
@@ -268,6 +276,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             incoming=layout.incoming,
             to_incoming=layout.to_incoming,
             shape=shape,
+            num_summands=layout.num_summands,
             factors=of_rows,
         )
 

@@ -41,6 +41,7 @@ class Product:
         incoming: The experts that each row of `rows` met. # (num_incoming, num_met)
         to_incoming: Brings incoming rows into the layout of `rows`.
         shape: Of the output.
+        num_summands: Experts whose outputs one product adds up at once, each for a row.
         factors: What incoming rows had been multiplied by, of outgoing rows; None for 1.
             # (num_rows,)
     """
@@ -55,6 +56,7 @@ class Product:
     incoming: torch.Tensor
     to_incoming: Layout
     shape: torch.Size
+    num_summands: int
     factors: torch.Tensor | None
 
 
@@ -68,6 +70,7 @@ class ProductLayout:
     to_incoming: Layout
     rows: torch.Tensor
     read_factors: Callable[[torch.Tensor], torch.Tensor | None]
+    num_summands: int = 1
 
 
 def lay_out(operation: Any, args: Any, weight: int, label: Label) -> ProductLayout | None:
@@ -180,6 +183,7 @@ def _lay_out_sum(
         to_incoming=lambda values: values,
         rows=rows.flatten(0, 1),
         read_factors=read,
+        num_summands=met.shape[2],
     )
 
 

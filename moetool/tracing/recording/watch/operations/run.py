@@ -88,6 +88,7 @@ def run_observed(
     *,
     labels: Labels,
     scaled: Collection[int] = (),
+    keeps_outputs: bool = False,
 ) -> ObservedRun:
     """Run a block again on the arguments of its call, with the same random numbers.
 
@@ -97,6 +98,7 @@ def run_observed(
         kwargs: Its keyword arguments.
         labels: Parameters of experts, and the expert of each of their numbers.
         scaled: Numbers of the products whose output is multiplied by -2.
+        keeps_outputs: Whether to keep copies of the products' outputs.
 
     Raises:
         NotObservedError: An operation on the weights of experts is not understood.
@@ -126,7 +128,9 @@ def run_observed(
             return states if value is call.given else value
 
         lengths = frozenset({num_tokens, call.hidden.shape[-2]})
-        observer = Observer(labels, states, lengths=lengths, scaled=scaled)
+        observer = Observer(
+            labels, states, lengths=lengths, scaled=scaled, keeps_outputs=keeps_outputs
+        )
         with observer:
             output = block.forward(
                 *map(replace, args), **{name: replace(value) for name, value in kwargs.items()}

@@ -23,10 +23,13 @@ from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.hooks import Hooks
 from moetool.tracing.recording.watch.decision import Decision, Report
 from moetool.tracing.recording.watch.operations.assemble import (
+    Final,
+    add_up,
     choose,
     find_received,
     find_weights,
     is_mixture,
+    read_finals,
 )
 from moetool.tracing.recording.watch.operations.labels import label_parameters
 from moetool.tracing.recording.watch.operations.matching import match_received
@@ -89,13 +92,15 @@ class OperationsWatch:
             self._forget()
             labels = list(label_parameters(experts, num_experts=self._layer.num_experts))
             try:
-                run = run_observed(block, call, args, kwargs, labels=labels)
+                is_first = not self._is_sum_checked
+                run = run_observed(block, call, args, kwargs, labels=labels, keeps_outputs=is_first)
                 self._check_output(run, output)
-                decision = self._read(run)
-                if not self._is_sum_checked:
+                finals = read_finals(run)
+                decision = self._read(run, finals)
+                if is_first:
                     numbers = [product.number for product in run.finals]
                     scaled = run_observed(block, call, args, kwargs, labels=labels, scaled=numbers)
-                    self._check_sum(run, scaled)
+                    self._check_sum(run, finals or [], scaled)
             except (NotObservedError, ValueError) as error:
                 raise self._unreadable(str(error)) from error
             except UntraceableError:
@@ -121,11 +126,10 @@ class OperationsWatch:
                     return
         raise self._unreadable("a second run of it gives another output")
 
-    def _read(self, run: ObservedRun) -> Decision:
+    def _read(self, run: ObservedRun, finals: Sequence[Final] | None) -> Decision:
         num_experts = self._layer.num_experts
         received = find_received(run, num_experts=num_experts)
-        weights = find_weights(run, num_experts=num_experts)
-        if weights is None:
+        if finals is None:
             if received is None and is_mixture(run):
                 raise self._unreadable(
                     "it is a soft mixture, whose experts receive weighted means of many tokens and "
@@ -133,6 +137,7 @@ class OperationsWatch:
                     "is routed"
                 )
             raise self._unreadable(_MIXES_OUTPUTS)
+        weights = find_weights(finals, num_tokens=len(run.output), num_experts=num_experts)
         if received is None or not _covers(received, weights):
             # Rows of GShard's dispatch, for example, if gradients pass its mask as well.
             matched = match_received(run, weights)
@@ -154,11 +159,24 @@ class OperationsWatch:
         )
         return Decision(ids, chosen, self._find_scores(run))
 
-    def _check_sum(self, run: ObservedRun, scaled: ObservedRun) -> None:
-        """Check, once, that the weights do not depend on what the experts return."""
-        num_experts = self._layer.num_experts
-        weights, again = (find_weights(one, num_experts=num_experts) for one in (run, scaled))
-        if weights is None or again is None or not torch.equal(weights, again):
+    def _check_sum(self, run: ObservedRun, finals: Sequence[Final], scaled: ObservedRun) -> None:
+        """Check, once, that the weights explain all that experts add, and don't depend on it.
+
+        Args:
+            run: The second run.
+            finals: What gradients showed of it.
+            scaled: Another run, in which experts returned -2 times as much.
+        """
+        again = read_finals(scaled)
+        if again is None or not all(
+            torch.equal(one.tokens, other.tokens) and torch.equal(one.weights, other.weights)
+            for one, other in zip(finals, again, strict=True)
+        ):
+            raise self._unreadable(_MIXES_OUTPUTS)
+        before, after = run.output.detach().double(), scaled.output.detach().double()
+        rest = (before - after) / 3 - add_up(run, finals)
+        rounding = _ROUNDINGS * torch.finfo(run.output.dtype).eps
+        if bool((rest.abs() > rounding * (before.abs() + after.abs()).max()).any()):
             raise self._unreadable(_MIXES_OUTPUTS)
         self._is_sum_checked = True
 
