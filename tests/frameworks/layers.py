@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -176,7 +177,6 @@ def litgpt() -> FrameworkLayer:
 def megatron(dispatcher: str, **options: Any) -> FrameworkLayer:
     # It asks for a GPU's number and stream even where its tensors are on the CPU.
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
-    torch.cuda.Stream = lambda *_, **__: None  # type: ignore[assignment,misc]
     start_process_group()
     core = importlib.import_module("megatron.core")
     if not core.parallel_state.model_parallel_is_initialized():
@@ -204,7 +204,8 @@ def megatron(dispatcher: str, **options: Any) -> FrameworkLayer:
     specs = importlib.import_module("megatron.core.models.gpt.moe_module_specs")
     spec = specs.get_moe_module_spec(use_te=False, num_experts=NUM_EXPERTS, moe_grouped_gemm=False)
     build = importlib.import_module("megatron.core.transformer.spec_utils").build_module
-    block = build(spec, config=config)
+    with mock.patch("torch.cuda.Stream"):
+        block = build(spec, config=config)
 
     def run(expert: int, rows: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = block.experts.local_experts[expert](
