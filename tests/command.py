@@ -11,9 +11,12 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TextIO
 from unittest.mock import patch
+
+import typer.main
 
 from moetool.cli.main import main
 
@@ -24,6 +27,9 @@ RunMoetool = Callable[..., Completed]
 
 # Output as in a script: without colours, and no wider than a terminal.
 _PLAIN = {"NO_COLOR": "1", "COLUMNS": "80"}
+
+# Reading the options of all commands from their signatures takes longer than most refusals.
+_get_command_once = cache(typer.main.get_command)
 
 
 def run_main(
@@ -61,6 +67,7 @@ def run_main(
         patch.object(sys, "stdout", out_text),
         patch.object(sys, "stderr", err_text),
         patch.object(sys, "unraisablehook", sys.unraisablehook),
+        patch.object(typer.main, "get_command", _get_command_once),
         patch.dict(os.environ, _PLAIN),
         contextlib.chdir(cwd),
         warnings.catch_warnings(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -57,6 +58,18 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     gc.enable()
+    _join_loggers_of_torch()
+
+
+def _join_loggers_of_torch() -> None:
+    """Let loggers of torch that write nowhere themselves pass on what they log.
+
+    pytest attaches its handlers to each logger that doesn't, six times a test, and torch has half a
+    hundred.
+    """
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.startswith("torch.") and not logger.handlers:
+            logger.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedConfig
 
 from moetool.anatomy.routing.moe_layers import find_moe_layers
+from moetool.anatomy.skeleton.build import created_on
 from moetool.errors import DenseModelError, UntraceableError
 from tests.families.tiny.configs import FAMILIES
 
@@ -56,7 +57,7 @@ def build_default(model_type: str, num_layers: int | None = None) -> torch.nn.Mo
             shorten(config, num_layers)
         if type(config) not in MODEL_MAPPING:
             return None
-        with torch.device("meta"):
+        with created_on("meta"):
             model: torch.nn.Module = AutoModel.from_config(config)
     except Exception:  # noqa: BLE001 - a default that can't be built is of another's making.
         return None

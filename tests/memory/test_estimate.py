@@ -35,6 +35,8 @@ FIGURES = (
     "total_device_bytes",
 )
 GB = 10**9
+# Little more than CUDA and the tiny model take, so that the search for the largest batch ends soon.
+SMALL_GPU = "750MiB"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def whole_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def whole(whole_path: str) -> Estimate:
     """The estimate of the tiny model for a GPU, with nothing left out."""
-    (estimate,) = estimate_memory(whole_path, [TINY], gpu="1GiB")
+    (estimate,) = estimate_memory(whole_path, [TINY], gpu=SMALL_GPU)
     return estimate
 
 
@@ -166,7 +168,7 @@ def test_a_model_without_experts_is_estimated() -> None:
 
 
 def test_the_same_estimate_comes_every_time(whole: Estimate, whole_path: str) -> None:
-    assert estimate_memory(whole_path, [TINY], gpu="1GiB") == [whole]
+    assert estimate_memory(whole_path, [TINY], gpu=SMALL_GPU) == [whole]
 
 
 def test_scenarios_do_not_change_one_another(tiny: str) -> None:
@@ -341,7 +343,7 @@ def test_what_can_not_be_found_out_leaves_the_rest_of_the_estimate_as_it_is(
         raise InputError("it can't be simulated: too large.", hint="None.")
 
     monkeypatch.setattr(module, name, refuse)
-    (partial_estimate,) = estimate_memory(tiny, [TINY], gpu="1GiB")
+    (partial_estimate,) = estimate_memory(tiny, [TINY], gpu=SMALL_GPU)
     assert not getattr(partial_estimate, left_out)
     assert partial_estimate.figures == whole.figures
     assert f"{words}: it can't be simulated: too large." in partial_estimate.notes

@@ -56,9 +56,13 @@ def inspect_models(*names: str) -> Sequence[Inspection]:
 
 
 @cache
-def estimate(*batch_sizes: int, gpu: str | None) -> Sequence[Estimate]:
+def estimate(*batch_sizes: int, gpu: str | None = None) -> Sequence[Estimate]:
     scenarios = [Scenario(batch_size=size, num_prompt_tokens=512) for size in batch_sizes]
     return estimate_memory("olmoe-1b-7b", scenarios, gpu=gpu)
+
+
+def sweep() -> Sequence[Estimate]:
+    return estimate(1, 8, 32)
 
 
 def show_model(view: View) -> str:
@@ -80,7 +84,7 @@ def show_rows_of_models(view: View) -> str:
 
 
 def show_estimate(view: View) -> str:
-    return memory.render_table_text(estimate(8, gpu=None), view)
+    return memory.render_table_text(sweep()[1:2], view)
 
 
 def show_estimate_on_gpu(view: View) -> str:
@@ -88,7 +92,7 @@ def show_estimate_on_gpu(view: View) -> str:
 
 
 def show_sweep(view: View) -> str:
-    return memory.render_table_text(estimate(1, 8, 32, gpu=None), view)
+    return memory.render_table_text(sweep(), view)
 
 
 def show_catalogue(view: View) -> str:

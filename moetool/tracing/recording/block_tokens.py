@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.rules import RoutingRule
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.call_tokens import CallTokens
 from moetool.tracing.recording.hooks import Hooks
@@ -26,23 +27,30 @@ class BlockShapes:
     def install(self, model: nn.Module, layers: Iterable[MoeLayer], hooks: Hooks) -> None:
         """Place the hooks."""
         for layer in layers:
-            hooks.before(model.get_submodule(layer.block_path), self._note(layer), with_kwargs=True)
+            block = model.get_submodule(layer.block_path)
+            hooks.before(block, self._note(layer), with_kwargs=True)
+            if layer.rule is not RoutingRule.RECEIVED:
+                # Reported after the block has run, which may add tokens to those that it gets.
+                hooks.after(block, self._note_output(layer))
         hooks.on_removal(self._shapes.clear)
 
     def find(self, layer: MoeLayer, *, num_tokens: int) -> torch.Size:
         """Return the batch shape of the hidden states that hold this number of tokens.
 
-        It is `(num_tokens,)` if the block received none, as when it makes them.
+        They are what the block received, or else returned. Without either it is `(num_tokens,)`.
         """
         shapes = self._shapes.get(layer, ())
         return next((s for s in shapes if s.numel() == num_tokens), torch.Size((num_tokens,)))
 
     def _note(self, layer: MoeLayer) -> Any:
         def hook(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            tensors = _iter_tensors((*args, *kwargs.values()))
-            self._shapes[layer] = [
-                value.shape[:-1] for value in tensors if value.is_floating_point() and value.dim()
-            ]
+            self._shapes[layer] = _list_shapes((*args, *kwargs.values()))
+
+        return hook
+
+    def _note_output(self, layer: MoeLayer) -> Any:
+        def hook(_block: nn.Module, _args: object, output: Any) -> None:
+            self._shapes[layer] = [*self._shapes.get(layer, ()), *_list_shapes((output,))]
 
         return hook
 
@@ -81,6 +89,14 @@ def number_tokens(shape: torch.Size, mask: torch.Tensor | None, *, path: str) ->
         batch_index=row.astype(np.int32),
         position=(np.cumsum(real, axis=1) - 1)[real].astype(np.int32),
     )
+
+
+def _list_shapes(values: Iterable[Any]) -> list[torch.Size]:
+    return [
+        value.shape[:-1]
+        for value in _iter_tensors(values)
+        if value.is_floating_point() and value.dim()
+    ]
 
 
 def _iter_tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:

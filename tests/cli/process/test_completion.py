@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.published import read_published_models
 from moetool.cli.options.completion import complete_checkpoints, complete_gpus, complete_models
+from tests.command import run_main
 
 HEAVY = {
     "torch",
@@ -62,7 +64,7 @@ def run_bash(script: str, *, home: Path) -> str:
 
 
 def ask(shell: str, words: str, incomplete: str, *, home: Path) -> str:
-    """Return what `moetool` answers to the script that it installs for a shell."""
+    """Return what `moetool` answers, in this process, to the script that it installs for a shell."""
     line = " ".join(filter(None, ("moetool", words, incomplete)))
     variables = {
         "_MOETOOL_COMPLETE": f"complete_{shell}",
@@ -71,14 +73,8 @@ def ask(shell: str, words: str, incomplete: str, *, home: Path) -> str:
         "_TYPER_COMPLETE_ARGS": line if incomplete else f"{line} ",
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
-    completed = subprocess.run(
-        [Path(sys.executable).parent / "moetool"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=home,
-        env=environment(home) | variables,
-    )
+    with patch.dict(os.environ, variables):
+        completed = run_main(cwd=home)
     assert completed.stderr == ""
     return completed.stdout
 

@@ -27,14 +27,14 @@ def test_packed_weights_take_what_they_took(name: str, tmp_path: Path) -> None:
     runs = make_runs(str(tmp_path))
 
     for line in CASES[name]:
-        found = runs.run(Scenario(**line["options"])).figures.show()
+        run = runs.run(Scenario(**line["options"]))
+        assert run is not None
+        found = run.figures.show()
         tolerance = WEIGHTS_TOLERANCE[line["stored_as"]]
         assert found.weights_bytes == pytest.approx(line["weights_bytes"], rel=tolerance, abs=0)
-        above, took = (
-            peak - weights
-            for peak, weights in (
-                (found.peak_allocated_bytes, found.weights_bytes),
-                (line["peak_allocated_bytes"], line["weights_bytes"]),
-            )
-        )
+        peak = found.peak_allocated_bytes
+        assert found.weights_bytes is not None
+        assert peak is not None
+        above = peak - found.weights_bytes
+        took = line["peak_allocated_bytes"] - line["weights_bytes"]
         assert above == pytest.approx(took, rel=0, abs=ABOVE_TOLERANCE_BYTES), line["options"]

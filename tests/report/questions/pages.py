@@ -7,8 +7,13 @@ from functools import cache
 
 from moetool import select_experts, validate_trace
 from moetool.analysis.balance.measure import COLUMNS, measure_balance
+from moetool.analysis.balance.result import Balance
+from moetool.analysis.caching.result import Caching
+from moetool.analysis.comparison.result import Comparison
 from moetool.analysis.placement.methods.cluster import Cluster
 from moetool.analysis.placement.result import Placement
+from moetool.analysis.selection.result import Selection
+from moetool.analysis.specialization.result import Specialization
 from moetool.analysis.validation.result import Validation
 from moetool.report.questions import (
     balance,
@@ -44,9 +49,14 @@ from tests.report.questions.answers import (
 from tests.trace.reading.frames import METADATA, make_frame
 
 
-def show_specialization(view: View) -> str:
+@cache
+def specialization() -> Specialization:
     counts = make_counts(["code", "prose"], prompts_per_domain=12, notes=["top-2 is a guess"])
-    return specialize.render_table_text(make_result(counts), view)
+    return make_result(counts)
+
+
+def show_specialization(view: View) -> str:
+    return specialize.render_table_text(specialization(), view)
 
 
 @cache
@@ -90,18 +100,22 @@ def show_prompt(view: View) -> str:
     return prompt.render_table_text(make_prompt_routing(), view)
 
 
-def show_balance(view: View) -> str:
+@cache
+def balance_of_trace() -> Balance:
     router = Router(num_experts=64, top_k=6, num_layers=4, popularity=(9, 5, *[1] * 62))
     table = make_random_trace([30] * 24, router=router, num_prompt_tokens=20)
-    return balance.render_table_text(
-        measure_balance(DecisionReader(open_rows(table, router=router), columns=COLUMNS)), view
-    )
+    return measure_balance(DecisionReader(open_rows(table, router=router), columns=COLUMNS))
 
 
-def show_selection(view: View) -> str:
+def show_balance(view: View) -> str:
+    return balance.render_table_text(balance_of_trace(), view)
+
+
+@cache
+def selection() -> Selection:
     router = Router(num_experts=64, top_k=6, num_layers=32, popularity=[1.0] * 60 + [40.0] * 4)
     table = make_random_trace([12] * 5, router=router, domains=("code", "prose"))
-    selection = select_experts(
+    return select_experts(
         table.to_pandas(),
         domain="code",
         by="gate",
@@ -111,7 +125,10 @@ def show_selection(view: View) -> str:
         prune_ratio=0.25,
         groups=4,
     )
-    return select.render_table_text(selection, view)
+
+
+def show_selection(view: View) -> str:
+    return select.render_table_text(selection(), view)
 
 
 @cache
@@ -123,18 +140,27 @@ def show_placement(view: View) -> str:
     return place.render_table_text(placement(), view)
 
 
-def show_comparison(view: View) -> str:
+@cache
+def comparison() -> Comparison:
     router = Router(num_experts=16, top_k=2, num_layers=30)
     first, second = make_pair(router=router, share=0.2, lengths=(9, 40, 7, 12))
-    return compare.render_table_text(compare_rows(first, second, router=router), view)
+    return compare_rows(first, second, router=router)
 
 
-def show_caches(view: View) -> str:
+def show_comparison(view: View) -> str:
+    return compare.render_table_text(comparison(), view)
+
+
+@cache
+def caching() -> Caching:
     router = Router(num_experts=16, popularity=(8, 4, 4, *[1] * 13))
     table = make_random_trace((9, 40, 7, 12), router=router, num_prompt_tokens=6)
     sizes = {("decoder", layer): 12_582_912 for layer in range(router.num_layers)}
-    result = simulate(table, "25%,9", router=router, expert_bytes=sizes, by="domain")
-    return cache_page.render_table_text(result, view)
+    return simulate(table, "25%,9", router=router, expert_bytes=sizes, by="domain")
+
+
+def show_caches(view: View) -> str:
+    return cache_page.render_table_text(caching(), view)
 
 
 QUESTION_PAGES = (

@@ -64,7 +64,7 @@ NAMES_OF_NO_PRODUCTS = """
 
 
 @cache
-def _count(family: str) -> FlopsPerToken | str:
+def count_of_family(family: str) -> FlopsPerToken | str:
     """Return a family's FLOPs, or the reason why they are unknown."""
     try:
         return count_flops(build_family_skeleton(family), num_prompt_tokens=NUM_TOKENS)
@@ -73,7 +73,7 @@ def _count(family: str) -> FlopsPerToken | str:
 
 
 def test_families_that_cannot_be_simulated_are_known_and_say_why() -> None:
-    counts = {name: _count(name) for name in available()}
+    counts = {name: count_of_family(name) for name in available()}
     reasons = {name: count for name, count in counts.items() if isinstance(count, str)}
     assert set(reasons) == (NEED_DATA | NEED_MORE_THAN_TOKENS) & set(available())
     for name in set(reasons) & NEED_DATA:
@@ -101,7 +101,7 @@ def test_layers_run_once_count_like_layers_run_each_time_and_no_product_is_misse
 
 @pytest.mark.parametrize("family", SIMULATED)
 def test_the_meta_device_takes_what_torch_counts_on_the_cpu(family: str) -> None:
-    counted, seen = _count(family), _count_on_cpu(family)
+    counted, seen = count_of_family(family), _count_on_cpu(family)
     assert isinstance(counted, FlopsPerToken)
     assert counted.prefill * NUM_TOKENS == seen[0]
     assert counted.decode == (seen[1] if len(seen) > 1 else None)
@@ -145,7 +145,7 @@ def _torch_counter() -> FlopCounterMode:
 @pytest.mark.parametrize("family", WITH_EXPERTS)
 def test_experts_take_the_same_grouped_and_batched(family: str) -> None:
     """Those of the prompt are grouped, those of decoding batched, as on a GPU."""
-    counted = _count(family)
+    counted = count_of_family(family)
     assert isinstance(counted, FlopsPerToken)
     assert counted.experts_prefill == counted.experts_decode
     assert counted.experts_decode
@@ -153,7 +153,7 @@ def test_experts_take_the_same_grouped_and_batched(family: str) -> None:
 
 @pytest.mark.parametrize("family", [name for name in SIMULATED if name not in WITH_EXPERTS])
 def test_the_other_families_do_not_decode_or_their_experts_are_unknown(family: str) -> None:
-    counted = _count(family)
+    counted = count_of_family(family)
     assert isinstance(counted, FlopsPerToken)
     assert (counted.decode is None) == (family in NOT_DECODING)
     assert (counted.experts_prefill is None) == (family in UNKNOWN_EXPERTS)

@@ -151,6 +151,17 @@ class Surrounded(Layer):
         return top_k_table(self.score(self.enter(rows)))
 
 
+class AddsInPlace(Layer):
+    """Runs every expert on its own hidden states, which it then changes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.score(x)
+        weights, ids = scores.topk(TOP_K, dim=-1)
+        dense = torch.zeros_like(scores).scatter(-1, ids, weights.softmax(dim=-1))
+        outputs = torch.stack([expert(x) for expert in self.experts], dim=-1)
+        return x.add_((outputs * dense.unsqueeze(-2)).sum(dim=-1))
+
+
 class RouterParameter(Layer):
     def __init__(self) -> None:
         super().__init__()
@@ -262,10 +273,19 @@ class SparseDispatcher(OtherWidth):
 
 
 class TwoLevels(Layer):
-    """Each expert is a routed layer too."""
+    """Each expert is a routed layer too, and is called even if no token reaches it."""
 
     def add_experts(self) -> None:
         self.experts = nn.ModuleList(Layer() for _ in range(NUM_EXPERTS))
+
+    def mix(self, rows: Tensor, scores: Tensor) -> Tensor:
+        weights, ids = scores.topk(TOP_K, dim=-1)
+        weights = weights.softmax(dim=-1)
+        output = torch.zeros_like(rows)
+        for expert in range(NUM_EXPERTS):
+            tokens, places = torch.where(ids == expert)
+            output[tokens] += weights[tokens, places, None] * self.run(expert, rows[tokens])
+        return output
 
 
 class Adapters(nn.Module):
@@ -296,6 +316,7 @@ LAYERS: dict[str, type[Layer] | type[Adapters]] = {
     "numbered": NumberedExperts,
     "layers in lists": LayersInLists,
     "surrounded": Surrounded,
+    "in place": AddsInPlace,
     "router parameter": RouterParameter,
     "cosine router": CosineRouter,
     "hash router": HashRouter,

@@ -92,6 +92,21 @@ class WithoutBlock(GateOutside):
         return logits
 
 
+class AddsClassToken(Layer):
+    """Puts a token of its own before those that it gets, and routes it as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls = nn.Parameter(torch.randn(1, 1, WIDTH))
+
+    def extend(self, x: Tensor) -> Tensor:
+        return torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.extend(x)
+        return x + self.mix(x.flatten(0, 1), self.score(x.flatten(0, 1))).view_as(x)
+
+
 class GateInHolder(nn.Module):
     """The list of experts has a holder without a forward; its owner routes."""
 

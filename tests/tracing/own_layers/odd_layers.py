@@ -60,6 +60,14 @@ class SoftSlots(RouterParameter):
         return scores.softmax(dim=1) @ outputs
 
 
+class SoftSlotsWithScores(SoftSlots):
+    """Returns its scores as well, which do not depend on the slots."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.score(x.reshape(-1, WIDTH))
+        return self.mix(x.reshape(-1, WIDTH), scores).view_as(x), scores
+
+
 class AdaptsHalf(RouterParameter):
     """Projects the outputs of half of its experts before it adds them up."""
 

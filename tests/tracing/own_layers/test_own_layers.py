@@ -29,8 +29,20 @@ from tests.tracing.own_layers.layers import (
     TwoLevels,
     top_k_table,
 )
-from tests.tracing.own_layers.models import GateInHolder, GateOutside, Gpt, WithoutBlock
-from tests.tracing.own_layers.odd_layers import EXACT, NUM_CALLS, REFUSED, SoftSlots
+from tests.tracing.own_layers.models import (
+    AddsClassToken,
+    GateInHolder,
+    GateOutside,
+    Gpt,
+    WithoutBlock,
+)
+from tests.tracing.own_layers.odd_layers import (
+    EXACT,
+    NUM_CALLS,
+    REFUSED,
+    SoftSlots,
+    SoftSlotsWithScores,
+)
 
 AnyLayer = type[Any]
 
@@ -79,7 +91,7 @@ def find_outer(layers: list[RecordedLayer]) -> RecordedLayer:
 def test_a_layer_alone_has_the_weights_of_a_plain_computation(kind: AnyLayer) -> None:
     layer, hidden = make(kind), states()
     with torch.no_grad():
-        plain, table = layer(hidden), layer.table(hidden.reshape(-1, WIDTH))
+        table, plain = layer.table(hidden.reshape(-1, WIDTH)), layer(hidden.clone())
     seen = []
     handle = layer.register_forward_hook(lambda _layer, _args, output: seen.append(output))
     with torch.no_grad(), RoutingRecorder(layer) as recorder:
@@ -99,7 +111,9 @@ def test_every_layer_is_exact_in_one_model() -> None:
     received: dict[int, Tensor] = {}
     for number, block in enumerate(model.h):
         block.moe.register_forward_pre_hook(
-            lambda _layer, args, number=number: received.update({number: args[0].flatten(0, 1)})
+            lambda _layer, args, number=number: received.update(
+                {number: args[0].flatten(0, 1).clone()}
+            )
         )
     with torch.no_grad(), RoutingRecorder(model) as recorder:
         model(torch.arange(12).view(2, 6))
@@ -112,8 +126,9 @@ def test_every_layer_is_exact_in_one_model() -> None:
             assert_is(recorded, model.h[number].moe.table(received[number]))
 
 
-def test_inner_experts_of_two_levels_are_recorded_on_their_own_rows() -> None:
-    layer, hidden = make(TwoLevels), states()
+@pytest.mark.parametrize("num_columns", [1, 7])
+def test_inner_experts_of_two_levels_are_recorded_on_their_own_rows(num_columns: int) -> None:
+    layer, hidden = make(TwoLevels), states(1, num_columns)
     layers = record(layer, hidden)
     rows = hidden.reshape(-1, WIDTH)
     outer = layer.table(rows)
@@ -122,6 +137,9 @@ def test_inner_experts_of_two_levels_are_recorded_on_their_own_rows() -> None:
             continue
         number = int(recorded.layer.block_path.rpartition(".")[2])
         reached = rows[~outer[:, number].isnan()]
+        if not len(reached):
+            assert not len(recorded.experts)
+            continue
         assert_is(recorded, layer.experts[number].table(reached))
     assert len({recorded.layer.stack for recorded in layers}) >= 2
 
@@ -140,6 +158,53 @@ def test_the_block_is_the_nearest_module_that_is_called() -> None:
     with torch.no_grad():
         assert_is(recorded, top_k_table(model.gate(states()).flatten(0, 1)))
     assert recorded.layer.experts_path == "holder.experts"
+
+
+class Threshold(RouterParameter):
+    """Sends a token to each expert whose score is large enough: to any number of them."""
+
+    def mix(self, rows: Tensor, scores: Tensor) -> Tensor:
+        weights = scores.sigmoid()
+        output = torch.zeros_like(rows)
+        for expert in range(NUM_EXPERTS):
+            tokens = torch.nonzero(weights[:, expert] > 0.7).flatten()
+            if len(tokens):
+                made = self.run(expert, rows[tokens])
+                output = output.index_add(0, tokens, weights[tokens, expert, None] * made)
+        return rows + output
+
+    def table(self, rows: Tensor) -> Tensor:
+        weights = self.score(rows).sigmoid()
+        return weights.masked_fill(weights <= 0.7, torch.nan)
+
+
+def test_a_token_may_have_any_number_of_experts_and_a_call_none() -> None:
+    layer, hidden = make(Threshold), states()
+    alone = hidden.new_zeros(1, 3, WIDTH)
+    with torch.no_grad():
+        table = layer.table(hidden.reshape(-1, WIDTH))
+        assert layer.table(alone[0]).isnan().all()
+    assert len(set((~table.isnan()).sum(dim=1).tolist())) > 2
+    with torch.no_grad(), RoutingRecorder(layer) as recorder:
+        layer(hidden)
+        layer(alone)
+    first, second = (call.layers[0] for call in recorder.calls)
+    assert_is(first, table)
+    assert second.experts.tolist() == [[-1]] * 3
+    # Without an earlier call, experts that run unseen would look the same.
+    with pytest.raises(UntraceableError, match="none of its experts ran as a module"):
+        record(make(Threshold), alone)
+
+
+def test_a_class_token_that_the_layer_adds_is_a_token() -> None:
+    layer, hidden = make(AddsClassToken), states(2, 5)
+    with torch.no_grad(), RoutingRecorder(layer) as recorder:
+        layer(hidden)
+    ((recorded,),) = (call.layers for call in recorder.calls)
+    with torch.no_grad():
+        assert_is(recorded, layer.table(layer.extend(hidden).flatten(0, 1)))
+    frame = recorder.to_frame()
+    assert frame.groupby("batch_index")["position"].nunique().to_dict() == {0: 6, 1: 6}
 
 
 class NoisyGate(nn.Module):
@@ -224,15 +289,16 @@ def test_what_no_weights_describe_is_refused_and_left_as_it_was(what: str) -> No
     assert not any(inner._forward_hooks or inner._forward_pre_hooks for inner in layer.modules())
 
 
+@pytest.mark.parametrize("kind", [SoftSlots, SoftSlotsWithScores])
 def test_slots_that_are_as_many_as_tokens_are_not_taken_for_them(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: AnyLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UntraceableError, match="its experts receive other rows"):
-        record(make(SoftSlots), states(1, NUM_EXPERTS))
+        record(make(kind), states(1, NUM_EXPERTS))
 
     # A single check is what refuses them.
     monkeypatch.setattr(SumInBlock, "_check_rows_are_tokens", lambda *_: None)
-    (recorded,) = record(make(SoftSlots), states(1, NUM_EXPERTS))
+    (recorded,) = record(make(kind), states(1, NUM_EXPERTS))
     assert recorded.experts.tolist() == [[0], [1], [2], [3]]
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -13,6 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from moetool import read_trace
 from tests.command import RunMoetool
 from tests.tiny_models import randomize
+
+
+@pytest.fixture(scope="module")
+def trained(run_moetool: RunMoetool, demo_trace: Path) -> Any:
+    """The JSON of the demonstration checkpoint's trace."""
+    completed = run_moetool("specialize", demo_trace, "--format", "json")
+    assert completed.returncode == 0, completed.stderr
+    return json.loads(completed.stdout)
 
 
 def test_the_table_shows_every_layer_and_domain(run_moetool: RunMoetool, demo_trace: Path) -> None:
@@ -42,7 +51,7 @@ def test_a_randomly_initialised_copy_routes_by_vocabulary(
     run_moetool: RunMoetool,
     demo: Path,
     sample_prompts: Path,
-    demo_trace: Path,
+    trained: Any,
     tmp_path: Path,
     has_attention: bool,
 ) -> None:
@@ -65,10 +74,7 @@ def test_a_randomly_initialised_copy_routes_by_vocabulary(
     options = ("--prompts", sample_prompts, *few, "-o", trace)
     completed = run_moetool("route-trace", checkpoint, *options)
     assert completed.returncode == 0, completed.stderr
-    random, trained = (
-        json.loads(run_moetool("specialize", path, "--format", "json").stdout)
-        for path in (trace, demo_trace)
-    )
+    random = json.loads(run_moetool("specialize", trace, "--format", "json").stdout)
     assert [layer["p_value"] for layer in random["layers"]] == [0.001] * 6
     for mine, theirs in zip(random["layers"], trained["layers"], strict=True):
         if has_attention:
@@ -109,7 +115,7 @@ def test_by_token_the_table_json_and_csv_agree(
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_trace_of_someone_elses_making_is_accepted(
-    run_moetool: RunMoetool, demo_trace: Path, tmp_path: Path, suffix: str
+    run_moetool: RunMoetool, demo_trace: Path, trained: Any, tmp_path: Path, suffix: str
 ) -> None:
     frame = read_trace(demo_trace)
     frame = frame[frame["layer"] == 3]
@@ -119,12 +125,11 @@ def test_a_trace_of_someone_elses_making_is_accepted(
         foreign.to_csv(path, index=False)
     else:
         foreign.astype({"expert": "int64", "prompt_id": "str", "domain": "str"}).to_parquet(path)
-    ours = json.loads(run_moetool("specialize", demo_trace, "--format", "json").stdout)
     completed = run_moetool("specialize", path, "--format", "json")
     assert completed.returncode == 0, completed.stderr
     theirs = json.loads(completed.stdout)
     assert theirs["layers"][0]["mutual_information_nats"] == pytest.approx(
-        ours["layers"][3]["mutual_information_nats"]
+        trained["layers"][3]["mutual_information_nats"]
     )
     assert any("8 experts are assumed" in note for note in theirs["notes"])
     assert any("Top-2 is assumed" in note for note in theirs["notes"])

@@ -83,7 +83,7 @@ def test_a_hub_id_is_downloaded_traced_and_found_in_the_cache_without_the_hub(
     assert fetched == {"model.safetensors"}
 
     nowhere = "http://127.0.0.1:1"
-    offline = run_process_with(*arguments, endpoint=nowhere, cache=tmp_path / "cache")
+    offline = run_with(*arguments, endpoint=nowhere, cache=tmp_path / "cache" / "hub")
     assert offline.returncode == 0, offline.stderr
     assert read_trace(trace).equals(first)
 

@@ -89,6 +89,7 @@ class BlockCall:
     Attributes:
         given: The hidden states that it was called with; None if it gets none. # (..., hidden_size)
         hidden: A copy made before it ran. # (..., hidden_size)
+        devices: Those with a random generator that it may draw from.
         states: Of the random generators, before it.
         received: By path of an expert's module, the rows of each of its calls. # each (..., width)
         returned: By path of part, the outputs of its calls in order. Of an expert that is one module,
@@ -98,6 +99,7 @@ class BlockCall:
 
     given: torch.Tensor | None
     hidden: torch.Tensor | None
+    devices: list[torch.device]
     states: list[torch.Tensor]
     received: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     returned: dict[str, list[Returned]] = field(default_factory=dict)

@@ -123,12 +123,12 @@ class InputFinder:
             return
         self._is_done = True
         rows = rows.reshape(-1, rows.shape[-1])
-        wanted = _hash_rows(rows[rows.ne(0).any(dim=1)])
+        wanted = hash_rows(rows[rows.ne(0).any(dim=1)])
         for value in reversed(self._seen):
             states = value.detach().reshape(-1, value.shape[-1])
             if states.shape[-1] != rows.shape[-1]:
                 continue
-            if bool(torch.isin(wanted, _hash_rows(states.to(rows.dtype))).all()):
+            if bool(torch.isin(wanted, hash_rows(states.to(rows))).all()):
                 self.found.append(states.clone())
         self._seen.clear()
 
@@ -144,7 +144,7 @@ def iter_tensors(values: Any) -> Iterator[torch.Tensor]:
         yield from iter_tensors(list(values.values()))
 
 
-def _hash_rows(rows: torch.Tensor) -> torch.Tensor:
+def hash_rows(rows: torch.Tensor) -> torch.Tensor:
     """Return a whole number for each row, which equal rows share. # (num_rows,)."""
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, rows.shape[-1:], generator=generator) * 2 + 1

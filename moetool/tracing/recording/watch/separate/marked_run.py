@@ -17,8 +17,9 @@ from moetool.errors import UntraceableError
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.watch.separate.block import Block, BlockCall, Part, Returned
 from moetool.tracing.recording.watch.separate.captures import Capture, iter_tensors
-from moetool.tracing.recording.watch.separate.random_states import list_devices, restore_states
+from moetool.tracing.recording.watch.separate.random_states import restore_states
 from moetool.tracing.recording.watch.separate.stand_ins import (
+    as_before,
     copy_output,
     find_rows,
     kept_as_it_is,
@@ -63,7 +64,7 @@ class MarkedRun:
         self._call = call
         self._args = args
         self._kwargs = kwargs
-        self._devices = list_devices(block.module)
+        self._devices = call.devices
 
     def run(
         self,
@@ -99,7 +100,7 @@ class MarkedRun:
             for index, members in enumerate(block.experts):
                 for part in members:
                     forward = self._stand_in_for(
-                        part, index, seen, mark=mark, on_rows=on_rows, order=order
+                        part, index, seen, again, mark=mark, on_rows=on_rows, order=order
                     )
                     stack.enter_context(replaced(part, _unseen(forward, capture)))
             for module in block.passed:
@@ -128,6 +129,7 @@ class MarkedRun:
         part: Part,
         index: int,
         seen: Seen,
+        given: torch.Tensor | None,
         *,
         mark: Mark | None,
         on_rows: Callable[[torch.Tensor], None] | None,
@@ -143,6 +145,7 @@ class MarkedRun:
             if call is None or rows is None:
                 raise block.unreadable("a second run sent tokens to other experts")
             restore_states(self._devices, call.states)
+            rows = as_before(rows, given, self._call.hidden)
             if is_first:
                 seen.rows.setdefault(index, []).append(rows)
                 if on_rows is not None:

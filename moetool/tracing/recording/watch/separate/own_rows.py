@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from moetool.tracing.recording.watch.separate.block import Block
+from moetool.tracing.recording.watch.separate.captures import hash_rows
 
 
 def find_weightless(
@@ -33,23 +34,32 @@ def find_weightless(
             none.
     """
     by_expert = {
-        index: torch.cat([rows.detach().reshape(-1, rows.shape[-1]) for rows in calls])
+        index: torch.cat(
+            [rows.detach().reshape(-1, rows.shape[-1]).to(is_chosen.device) for rows in calls]
+        )
         for index, calls in received.items()
     }
     states = next(
-        (s for s in inputs if _are_own(s, by_expert, is_chosen, numbers)), None
+        (
+            s
+            for s in (value.to(is_chosen.device) for value in inputs)
+            if _are_own(s, by_expert, is_chosen, numbers)
+        ),
+        None,
     )  # (num_tokens, width)
     if states is None:
         raise block.unreadable("its experts receive other rows than its hidden states")
-    found = torch.zeros_like(is_chosen)
+    found, hashes = torch.zeros_like(is_chosen), hash_rows(states)
     for index, rows in by_expert.items():
         if len(rows) >= len(states):
             # An expert that runs on every token says nothing about its choice.
             continue
         is_left = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         is_left[numbers[is_chosen[:, index], index]] = False
-        for row in rows[is_left]:
-            tokens = torch.nonzero((states == row).all(dim=1) & ~is_chosen[:, index]).flatten()
+        # Rows of empty slots hold zeros.
+        is_left &= rows.ne(0).any(dim=1)
+        for row in hash_rows(rows[is_left].to(states.dtype)):
+            tokens = torch.nonzero((hashes == row) & ~is_chosen[:, index]).flatten()
             if len(tokens) == 1:
                 found[tokens, index] = True
             elif len(tokens):

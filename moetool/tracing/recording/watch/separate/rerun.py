@@ -16,8 +16,9 @@ import torch
 from moetool.errors import UntraceableError
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.watch.separate.block import Block, BlockCall, Part
-from moetool.tracing.recording.watch.separate.random_states import list_devices, restore_states
+from moetool.tracing.recording.watch.separate.random_states import restore_states
 from moetool.tracing.recording.watch.separate.stand_ins import (
+    as_before,
     copy_output,
     find_rows,
     replaced,
@@ -60,7 +61,7 @@ class Rerun:
         self._call = call
         self._args = args
         self._kwargs = kwargs
-        self._devices = list_devices(block.module)
+        self._devices = call.devices
 
     def run(
         self,
@@ -100,7 +101,7 @@ class Rerun:
                 elif 0 <= index - first < len(vector):
                     vector[index - first] = length
                     vector = spread_lengths(vector, 1) if is_uneven else vector
-                forward = self._stand_in_for(expert, rows, vector)
+                forward = self._stand_in_for(expert, rows, vector, given_now, states)
                 stack.enter_context(replaced(expert, forward))
             for module in block.passed:
                 stack.enter_context(without_hooks(module))
@@ -121,7 +122,12 @@ class Rerun:
         raise block.unreadable("it does not return hidden states")
 
     def _stand_in_for(
-        self, expert: Part, rows: dict[str, list[torch.Tensor]], vector: torch.Tensor
+        self,
+        expert: Part,
+        rows: dict[str, list[torch.Tensor]],
+        vector: torch.Tensor,
+        given: torch.Tensor,
+        states: torch.Tensor,
     ) -> Callable[..., torch.Tensor]:
         """Return a function that notes its rows and returns a vector for each."""
         returned = iter(self._call.returned.get(expert.path, ()))
@@ -129,7 +135,7 @@ class Rerun:
         def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
             received = find_rows(args, kwargs)
             assert received is not None
-            rows.setdefault(expert.path, []).append(received)
+            rows.setdefault(expert.path, []).append(as_before(received, given, states))
             output = torch.zeros_like(received)  # (..., hidden_size)
             if received.shape[-1] == len(vector):
                 output += vector.to(received)

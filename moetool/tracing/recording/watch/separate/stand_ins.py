@@ -42,6 +42,26 @@ def find_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | 
     return tensors[0] if len(tensors) == 1 and tensors[0].dim() else None
 
 
+def as_before(
+    rows: torch.Tensor, given: torch.Tensor | None, hidden: torch.Tensor | None
+) -> torch.Tensor:
+    """Return an expert's rows, those that are a block's own hidden states from a copy of them.
+
+    The block may go on to change its hidden states in place.
+
+    Args:
+        rows: # (..., width)
+        given: The hidden states that the block was called with. # (..., hidden_size)
+        hidden: A copy made before it ran. # (..., hidden_size)
+    """
+    if given is None or hidden is None or rows.data_ptr() != given.data_ptr():
+        return rows
+    if rows.numel() != given.numel() or rows.shape[-1] != given.shape[-1]:
+        return rows
+    own = hidden.reshape(rows.shape)
+    return own if torch.equal(own, rows) else rows
+
+
 @contextmanager
 def replaced(part: Part, forward: Callable[..., Any]) -> Iterator[None]:
     """Put a stand-in with some forward in the place of a part."""

@@ -43,6 +43,7 @@ from moetool.tracing.recording.watch.separate.random_states import (
 from moetool.tracing.recording.watch.separate.rerun import Rerun, spread_lengths
 from moetool.tracing.recording.watch.separate.search import SumSearch
 from moetool.tracing.recording.watch.separate.stand_ins import (
+    as_before,
     copy_output,
     find_rows,
     kept_as_it_is,
@@ -69,6 +70,8 @@ class SeparateExpertsWatch:
         self._call: BlockCall | None = None
         self._devices: list[torch.device] = []
         self._is_sum_checked = False
+        # Whether any of its experts ran in an earlier call.
+        self._have_run = False
 
     def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:
         """Place the hooks."""
@@ -99,7 +102,11 @@ class SeparateExpertsWatch:
             if given is None or not given.is_floating_point() or not given.dim():
                 given = None
             hidden = None if given is None else given.detach().clone()
-            self._call = BlockCall(given, hidden, read_states(self._devices))
+            # Weights that accelerate brings from elsewhere have no device of their own.
+            if given is not None and given.is_cuda and given.device not in self._devices:
+                self._devices.append(given.device)
+            states = read_states(self._devices)
+            self._call = BlockCall(given, hidden, self._devices, states)
 
         return hook
 
@@ -110,6 +117,7 @@ class SeparateExpertsWatch:
             rows = find_rows(args, kwargs)
             if rows is None:
                 raise block.unreadable("its experts take more than hidden states")
+            rows = as_before(rows, self._call.given, self._call.hidden)
             self._call.received.setdefault(expert.path, []).append(rows)
             self._call.order.append(expert.path)
 
@@ -138,6 +146,7 @@ class SeparateExpertsWatch:
                 # The runs may neither consume random numbers nor change the block.
                 with torch.no_grad(), kept_states(self._devices), kept_as_it_is(module):
                     decision = self._decide(block, call, args, kwargs, output)
+                self._have_run |= bool(call.received)
             finally:
                 self._forget()
             report(self._layer, decision)
@@ -154,6 +163,15 @@ class SeparateExpertsWatch:
     ) -> Decision:
         """Read the decision in the simpler way first; once that failed, search for a sum."""
         given, refusal = call.given, None
+        if given is not None and not given.numel():
+            none = given.new_zeros(0, 1)
+            return Decision(none.long(), none)
+        if not call.received and is_foreign(block.module):
+            # Experts that a block runs in another way than by calling them are not seen.
+            if given is None or not self._have_run:
+                raise block.unreadable("none of its experts ran as a module")
+            weights = given.new_zeros(given.numel() // given.shape[-1], 1)
+            return Decision(torch.full_like(weights, -1, dtype=torch.int64), weights)
         if not self.is_searched and given is not None and block.is_plain:
             try:
                 return self._probe(block, call, Rerun(block, call, args, kwargs))
@@ -174,8 +192,6 @@ class SeparateExpertsWatch:
         """Run the block with stand-ins and return the decision that they saw."""
         hidden, num_experts = call.hidden, self._layer.num_experts
         assert hidden is not None
-        if not call.received and is_foreign(block.module):
-            raise block.unreadable("none of its experts ran as a module")
         width, tagged = hidden.shape[-1], tag_tokens(hidden)
         weights = hidden.new_zeros(hidden.numel() // width, num_experts)  # (num_slots, num_experts)
         tiny = torch.finfo(hidden.dtype).smallest_normal
