@@ -38,6 +38,7 @@ DOCUMENTS = (
     "docs/traces/merge.md",
     "docs/traces/import.md",
     "docs/models/inspect.md",
+    "docs/models/numbers-people-quote.md",
     "docs/models/memory-estimate.md",
     "docs/models/fits.md",
     "docs/models/quantize.md",

@@ -110,6 +110,11 @@ def make_config(
                 f"'{label}' is a TensorRT-LLM configuration, which transformers can't build.",
                 hint="Name the checkpoint that it was converted from.",
             )
+        if isinstance(raw.get("pretrained_config"), Mapping):
+            raise UntraceableError(
+                f"'{label}' is that of a TensorRT-LLM engine, whose weights are compiled.",
+                hint="Name the checkpoint that it was built from.",
+            )
         raise InputError(
             f"'{label}' names no model_type.",
             hint="Use the config.json that came with the checkpoint.",

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from moetool.catalogue.names import DEMO, demo_folder, find_near_names
 from moetool.catalogue.published import read_published_models, read_reported_systems
+from moetool.checkpoint.layouts.kinds import PICKLED_SUFFIXES
 from moetool.choices import take_text
 from moetool.errors import InputError, UsageError
 from moetool.wording import join_words
@@ -32,6 +33,7 @@ _NOT_MODELS = ("datasets", "spaces", "docs", "collections")
 _EXAMPLE = "https://huggingface.co/Qwen/Qwen3-30B-A3B"
 
 _PROMPT_SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt")
+_WEIGHT_SUFFIXES = (".safetensors", *PICKLED_SUFFIXES)
 _FILE_SUFFIXES = (".json", ".safetensors", ".gguf", *_PROMPT_SUFFIXES)
 _MOST_NAMES = 5
 
@@ -44,6 +46,7 @@ class ModelKind(Enum):
     HUB = "Hub id"
     PUBLISHED = "catalogue name"
     REPORTED = "name of a system known from reports"
+    WEIGHTS = "file of weights"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class ModelReference:
     Attributes:
         text: The name as typed; for a web address, the Hub id in it.
         kind: What the name stands for.
-        path: The folder, or the config.json; None for all others.
+        path: The folder, the config.json or the file of weights; None for all others.
         hub_id: `org/name` on the Hub; None for local paths and reported systems.
         revision: The branch, tag or commit in a web address; None if it names none, or `main`.
     """
@@ -228,6 +231,8 @@ def _resolve_file(text: str, path: Path) -> ModelReference:
         return ModelReference(text=text, kind=ModelKind.CONFIG, path=path)
     if path.suffix == ".gguf":
         raise _is_gguf(text)
+    if path.suffix in _WEIGHT_SUFFIXES:
+        return ModelReference(text=text, kind=ModelKind.WEIGHTS, path=path)
     if path.suffix in _PROMPT_SUFFIXES:
         raise InputError(
             f"'{text}' is a file, but not a model.",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from moetool.anatomy.headers.table import HeaderTable, count_headers
-from moetool.catalogue.published import read_reported_systems
+from moetool.catalogue.published import read_published_models, read_reported_systems
+from moetool.checkpoint.layouts.adapter import find_base
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.checkpoint.subject import AskedSource, find_subject
 from moetool.choices import choose, take_flag
 from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
+from moetool.inspection.from_adapter import add_base
 from moetool.inspection.from_headers import inspect_headers
 from moetool.inspection.result import Inspection, Source
 
@@ -54,8 +57,12 @@ def inspect_model(
     subject = find_subject(reference, source=source, revision=revision)
     table: HeaderTable | None = None
     if subject.headers is not None:
-        table = count_headers(subject.headers, subject.config)
-        if source is AskedSource.HEADERS:
+        table = count_headers(subject.headers, subject.config, stated_by=subject.stated_by)
+        if subject.adapter is not None:
+            return add_base(
+                inspect_headers(subject, table), subject, _inspect_base(subject.adapter)
+            )
+        if source is AskedSource.HEADERS or subject.layout is not None:
             return inspect_headers(subject, table)
     # Imported late because it imports torch: errors in the files are reported at once.
     from moetool.inspection.from_skeleton import inspect_skeleton
@@ -90,6 +97,14 @@ def _inspect_module(model: nn.Module, *, source: AskedSource, revision: str | No
     from moetool.inspection.from_module import inspect_module
 
     return inspect_module(model)
+
+
+def _inspect_base(adapter: Mapping[str, object]) -> Inspection | None:
+    """Return the inspection of an adapter's base model; None if the catalogue does not have it."""
+    _, name = find_base(adapter)
+    if name is None or not read_published_models()[name].can_be_counted:
+        return None
+    return inspect_model(name)
 
 
 def _inspect_reported(reference: ModelReference, source: AskedSource) -> Inspection:

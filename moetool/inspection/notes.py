@@ -12,6 +12,7 @@ from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
 if TYPE_CHECKING:
     from moetool.anatomy.routing.moe_layers import FoundExperts
     from moetool.anatomy.skeleton.description import Anatomy
+    from moetool.checkpoint.layouts.mergekit import ExpertSources
     from moetool.inspection.figures import Flops
 
 _DEQUANTIZED = (
@@ -80,6 +81,18 @@ def note_flops(anatomy: Anatomy, flops: Flops | None) -> Iterator[str]:
         yield (
             "Most FLOPs of a generated token are due to transformers' latent attention: it expands the "
             "keys and values of the whole cache for each token."
+        )
+
+
+def note_sources(
+    sources: ExpertSources | None, num_experts: int | tuple[int | None, ...] | None
+) -> Iterator[str]:
+    """Yield a contradiction between the models that mergekit lists and the experts of a layer."""
+    listed = len(sources.experts) if sources else 0
+    if listed and isinstance(num_experts, int) and num_experts != listed:
+        yield (
+            f"mergekit_moe_config.yml lists {listed} models as experts, and a layer has {num_experts} "
+            "experts: the file may be another checkpoint's."
         )
 
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 from moetool.anatomy.components import Component
 from moetool.anatomy.parameters import ActiveDefinition
 from moetool.catalogue.published import ReportedSystem
-from moetool.inspection.figures import Files, Flops, InspectedRow, Parameters, PublishedFigures
+from moetool.checkpoint.layouts.mergekit import ExpertSources
+from moetool.inspection.figures import (
+    Adapter,
+    Files,
+    Flops,
+    InspectedRow,
+    Parameters,
+    PublishedFigures,
+)
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.wording import format_count
@@ -65,6 +73,11 @@ class Inspection(Tabular):
         published: None for models that are not in the catalogue.
         reported: The reported figures; None for all other models.
         notes: Remarks on the figures.
+        layout: The format of a checkpoint that is not Hugging Face's; None for all others.
+        expert_params: Parameters of one routed expert, in the form of `num_experts`; None without
+            experts, or if unknown.
+        adapter: What an adapter adds to its base model; None for models.
+        expert_sources: The models that mergekit made the experts of; None if it did not.
     """
 
     model: str
@@ -86,6 +99,10 @@ class Inspection(Tabular):
     published: PublishedFigures | None = None
     reported: ReportedSystem | None = None
     notes: tuple[str, ...] = ()
+    layout: str | None = None
+    expert_params: int | tuple[int | None, ...] | None = None
+    adapter: Adapter | None = None
+    expert_sources: ExpertSources | None = None
 
     _SHOWN: ClassVar[tuple[str, ...]] = (
         *("stack", "layer", "component", "params", "active_params", "dtype", "bytes"),
@@ -154,6 +171,7 @@ class Inspection(Tabular):
             *("top_k", "num_shared_experts", "parameters", "notes", "model_class", "revision"),
             *("routed_layers", "dense_layers", "mixers", "context_length", "vocab_size"),
             *("quantization", "dtype", "flops_per_token", "files", "published", "reported"),
+            *("layout", "expert_params", "adapter", "expert_sources"),
             *(("rows",) if per_layer else ()),
         )
         value = {name: make_plain(getattr(self, name)) for name in names if name != "parameters"}

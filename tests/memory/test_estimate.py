@@ -138,7 +138,7 @@ def test_quantized_experts_are_shown_next_to_those_that_transformers_loads() -> 
     assert quantized.figures.weights_bytes / 2**30 == pytest.approx(3.9, abs=0.01)
     # The experts of a layer in bfloat16, more than the weights.
     loading_bytes = quantized.figures.weights_bytes + expert_weights // 16 * 2
-    words = f"While it loads, it takes about {format_bytes(loading_bytes)} at its peak"
+    words = f"While it loads, it takes up to {format_bytes(loading_bytes)}: files that hold"
     assert sum(note.startswith(words) for note in quantized.notes) == 1
     assert not any("While it loads" in note for note in as_loaded.notes)
 
@@ -251,7 +251,12 @@ def test_it_is_said_where_it_is_tight(tiny: str) -> None:
 @pytest.mark.parametrize(
     ("ask", "kind", "error", "hint"),
     [
-        (lambda: estimate_memory("gpt-4"), InputError, "GPT-4 is known from reports", "inspect"),
+        (
+            lambda: estimate_memory("gpt-4", measure=True),
+            UsageError,
+            "GPT-4 is known from reports",
+            "--measure",
+        ),
         (lambda: estimate_memory("demo", gpu="h2000"), UsageError, "'h2000'", "h200"),
         (
             lambda: estimate_memory("demo", [replace(TINY, num_prompt_tokens=10_000)]),

@@ -17,6 +17,7 @@ from moetool.report.inspect.words import (
     word_mixer,
     word_published,
     word_routing,
+    word_sources,
 )
 from moetool.report.renderer import View
 from moetool.report.text.lines import Paragraph, make_fact, make_facts, make_notes
@@ -28,7 +29,7 @@ from moetool.wording import format_bytes, format_count, number_of
 
 if TYPE_CHECKING:
     from moetool.anatomy.skeleton.description import Anatomy
-    from moetool.inspection.figures import Files, Flops, Parameters, PublishedFigures
+    from moetool.inspection.figures import Adapter, Files, Flops, Parameters, PublishedFigures
     from moetool.inspection.result import Inspection
 
 # Widths of a rounded number and of the exact one after it.
@@ -60,6 +61,10 @@ def _list_facts(model: Inspection) -> Iterator[Paragraph]:
     title = style_words(model.model, Style.STRONG)
     yield make_fact("model", title.append(printable(f"{commit}{named}")))
     yield make_fact("source", _SOURCES[model.source.value])
+    if model.layout:
+        yield make_fact("format", model.layout)
+    if model.adapter:
+        yield from _list_adapter(model.adapter)
     if model.reported:
         yield make_fact("total", f"{model.reported.total or UNKNOWN}, reported")
         yield make_fact("active", f"{model.reported.active or UNKNOWN}, reported")
@@ -72,6 +77,8 @@ def _list_facts(model: Inspection) -> Iterator[Paragraph]:
     if model.num_layers is not None:
         yield make_fact("layers", word_layers(model))
         yield make_fact("experts", word_experts(model))
+    if model.expert_sources:
+        yield from make_facts("merged from", word_sources(model.expert_sources))
     yield from make_facts("routing", word_routing(model))
     if model.anatomy:
         yield from make_facts("mixer", map(word_mixer, model.anatomy.mixers))
@@ -103,6 +110,22 @@ def _list_totals(parameters: Parameters) -> Iterator[Paragraph]:
             active.exact if active else None,
             words,
         )
+
+
+def _list_adapter(adapter: Adapter) -> Iterator[Paragraph]:
+    rank = "" if adapter.rank is None else f" of rank {adapter.rank}"
+    base = UNKNOWN if adapter.base is None else printable(adapter.base)
+    yield make_fact("method", f"{printable(adapter.method or UNKNOWN)}{rank}")
+    yield make_fact("base", f"{base}{_word_both(adapter.base_params, adapter.base_active_params)}")
+    if adapter.params is not None:
+        both = _word_both(adapter.params, adapter.active_params)
+        yield make_fact("together", both.removeprefix(": "))
+
+
+def _word_both(total: int | None, active: int | None) -> str:
+    if total is None:
+        return ""
+    return f": {total:,} in total, {UNKNOWN if active is None else f'{active:,}'} active"
 
 
 def _make_count(label: str, rounded: str, exact: int | None, words: str = "") -> Paragraph:
