@@ -1,4 +1,4 @@
-.PHONY: help check static format lint types layers language scripts test docs kernels families families-on-all gguf
+.PHONY: help check static format lint types layers language scripts test docs kernels families families-on-all frameworks gguf
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -74,3 +74,12 @@ families-on-all: families  ## Prove them, and the recorder, on older supported t
 		$$venv/bin/pip install -q -c $$venv/constraints.txt -e ".[dev]"; \
 		$$venv/bin/python -m pytest tests/anatomy tests/families tests/tracing; \
 	done
+
+# Without their dependencies, which ask for other versions of torch and for GPUs.
+frameworks:  ## Prove the layers of other frameworks, in a separate environment
+	python -m venv .venv-frameworks
+	.venv-frameworks/bin/pip install -q -c constraints.txt -e ".[dev]"
+	.venv-frameworks/bin/pip install -q wheel setuptools
+	DS_BUILD_OPS=0 .venv-frameworks/bin/pip install -q --no-deps --no-build-isolation \
+		$$(python tools/list_extra.py frameworks)
+	.venv-frameworks/bin/python -m tests.frameworks.prove

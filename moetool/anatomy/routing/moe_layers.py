@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from moetool.anatomy.routing.proposed.expert_modules import find_expert_modules
+from moetool.anatomy.routing.proposed.expert_groups import ExpertGroup, find_expert_groups
+from moetool.anatomy.routing.proposed.expert_modules import ExpertModules, find_expert_modules
 from moetool.anatomy.routing.routing_signs import RoutingSign, describe_signs, find_routing_signs
 from moetool.anatomy.routing.rules import (
     RoutingRule,
@@ -18,7 +19,7 @@ from moetool.anatomy.routing.rules import (
     stacked_parameters,
 )
 from moetool.anatomy.routing.shards import count_shards
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.routing.walk import find_holder, join_path, walk_modules
 from moetool.choices import take_numbers
 from moetool.errors import DenseModelError, UntraceableError, UsageError
 
@@ -114,7 +115,7 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
         UntraceableError: It has routed experts, or signs of them, that no rule reads, or whose
             reading is not exact.
     """
-    experts = _add_modules(model, find_experts(model))
+    experts = _add_proposed(model, find_experts(model))
     layers, name = experts.layers, type(model).__name__
     if not experts.are_all_read and not layers and not experts.unreadable:
         raise UntraceableError(
@@ -142,25 +143,34 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
     return _tell_apart(list(layers))
 
 
-def _add_modules(model: nn.Module, experts: FoundExperts) -> FoundExperts:
-    """Return the same experts with modules that may be experts, if anything is left unread."""
+def _add_proposed(model: nn.Module, experts: FoundExperts) -> FoundExperts:
+    """Return the same experts with what else may be experts, if anything is left unread."""
     if experts.are_all_read:
         return experts
     closed = {layer.block_path for layer in experts.layers}
-    added = [
-        MoeLayer(
-            stack=_name_stack(found.experts_path),
-            layer=find_layer_number(found.experts_path) or 0,
-            experts_path=found.experts_path,
-            block_path=found.block_path,
-            num_experts=len(found.members),
-            num_identity_experts=0,
-            rule=RoutingRule.SEPARATE_EXPERTS,
-            members=found.members,
-        )
+    groups = list(find_expert_groups(model, closed=closed))
+    inside = tuple(join_path(group.block_path, "") for group in groups)
+    lists = [
+        found
         for found in find_expert_modules(model, closed=closed)
+        if not found.experts_path.startswith(inside)
     ]
+    added = [*map(_describe_proposed, groups), *map(_describe_proposed, lists)]
     return _find_rest(model, (*experts.layers, *added)) if added else experts
+
+
+def _describe_proposed(found: ExpertGroup | ExpertModules) -> MoeLayer:
+    is_group = isinstance(found, ExpertGroup)
+    return MoeLayer(
+        stack=_name_stack(found.experts_path),
+        layer=find_layer_number(found.experts_path) or 0,
+        experts_path=found.experts_path,
+        block_path=found.block_path,
+        num_experts=found.num_experts if isinstance(found, ExpertGroup) else len(found.members),
+        num_identity_experts=0,
+        rule=RoutingRule.OPERATIONS if is_group else RoutingRule.SEPARATE_EXPERTS,
+        members=() if isinstance(found, ExpertGroup) else found.members,
+    )
 
 
 def _find_rest(model: nn.Module, layers: tuple[MoeLayer, ...]) -> FoundExperts:
@@ -246,7 +256,7 @@ def _describe(path: str, experts: nn.Module, rule: RoutingRule) -> MoeLayer:
         stack=_name_stack(path),
         layer=find_layer_number(path) or 0,
         experts_path=path,
-        block_path=path if holds_router else path.rpartition(".")[0],
+        block_path=path if holds_router else find_holder(path),
         num_experts=num_routed,
         num_identity_experts=max([num_routed, *stacked]) - num_routed,
         rule=rule,

@@ -8,6 +8,9 @@ from torch import nn
 
 _NOT_CALLED = (nn.Module.forward, nn.ModuleList.forward, nn.ModuleDict.forward)
 
+# The name of a module within the wrapper of its adapters.
+_BASE_LAYER = "base_layer"
+
 
 def walk_modules(
     module: nn.Module, *, path: str = "", closed: Collection[str] = ()
@@ -47,3 +50,16 @@ def is_called(module: nn.Module) -> bool:
 def join_path(path: str, name: str) -> str:
     """Return the path of a module within another; the model's own path is empty."""
     return f"{path}.{name}" if path else name
+
+
+def find_holder(path: str) -> str:
+    """Return the path of the module that holds another, past the wrappers of its adapters.
+
+    PEFT wraps a module whose parameters get updates of low rank, once for each of them.
+    """
+    while path:
+        holder, _, name = path.rpartition(".")
+        if name != _BASE_LAYER:
+            return holder
+        path = holder
+    return path

@@ -41,6 +41,7 @@ from moetool.tracing.recording.transfer.sent import SentShipment
 from moetool.tracing.recording.transfer.shipment import Shipment
 from moetool.tracing.recording.watch import Decision, Watch, watch_layer
 from moetool.tracing.recording.watch.chance import ChanceWatch
+from moetool.tracing.recording.watch.operations.watch import OperationsWatch
 from moetool.tracing.recording.watch.separate.watch import SeparateExpertsWatch
 
 if TYPE_CHECKING:
@@ -217,6 +218,15 @@ class RoutingRecorder:
         watch = self._watches.get(layer.experts_path)
         return watch.output_factor if watch else None
 
+    def find_routing(self, layer: MoeLayer) -> str | None:
+        """Return how a layer's tokens and experts came together, once a call was recorded.
+
+        `token_choice`, `expert_choice` if experts chose among tokens, or `dense` if every expert ran
+        on every token with a weight that is not zero. None where only the decisions are known.
+        """
+        watch = self._watches.get(layer.experts_path)
+        return watch.routing if isinstance(watch, OperationsWatch) else None
+
     def to_frame(self) -> pd.DataFrame:
         """Return the calls recorded and not yet taken, one row per assignment.
 
@@ -225,8 +235,12 @@ class RoutingRecorder:
         largest weight), `expert`, `weight`, `run` (runs of the layer in the call, from 0),
         `token_axis` (`input` if positions are those of the token ids that the model was called with,
         `block` if they are those of the hidden states that the layer's block received).
+        `attrs["routing"]` has what `find_routing` returns, by module.
         """
-        return make_frame(self.calls)
+        frame = make_frame(self.calls)
+        kinds = {layer.experts_path: self.find_routing(layer) for layer in self.layers}
+        frame.attrs["routing"] = {path: kind for path, kind in kinds.items() if kind}
+        return frame
 
     def _begin_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

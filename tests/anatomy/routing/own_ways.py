@@ -184,7 +184,9 @@ class Adapters(nn.Module):
 
 # Their experts are modules, of which the recorder proves that they are routed to.
 PROPOSED = [ListOfFfns, NumberedChildren, TwoBranches]
-BLOCKS = [FusedInBlock, LaidUnderEachOther, TutelLayer, ChoiceInAFunction, Peer]
+# Their experts are stacked matrices, of which the recorder observes what they meet.
+OBSERVED = [FusedInBlock, TutelLayer]
+BLOCKS = [LaidUnderEachOther, ChoiceInAFunction, Peer]
 
 
 class Attention(nn.Module):

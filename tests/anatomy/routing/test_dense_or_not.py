@@ -14,11 +14,13 @@ from torch.nn import functional as F
 
 from moetool import RoutingRecorder
 from moetool.anatomy.routing.moe_layers import find_experts, find_moe_layers
+from moetool.anatomy.routing.rules import RoutingRule
 from moetool.errors import DenseModelError, UntraceableError
 from tests.anatomy.routing.own_ways import (
     BLOCKS,
     INNER,
     NUM_EXPERTS,
+    OBSERVED,
     PROPOSED,
     WIDTH,
     Adapters,
@@ -63,6 +65,20 @@ def test_modules_that_may_be_experts_are_proposed_and_proven(
     weights = recorder.to_frame().groupby("position")["weight"].sum()
     assert weights.to_numpy() == pytest.approx(1)
     # Nothing is claimed about them without a call.
+    assert not find_experts(model).layers
+
+
+@pytest.mark.parametrize("block", OBSERVED)
+def test_stacked_experts_are_proposed_and_observed(block: Callable[[], nn.Module]) -> None:
+    model = Model(feed_forward(), block())
+
+    with RoutingRecorder(model) as recorder:
+        model(torch.arange(6)[None])
+
+    (layer,) = recorder.layers
+    assert (layer.layer, layer.block_path) == (1, "layers.1.ff")
+    assert (layer.rule, layer.num_experts) == (RoutingRule.OPERATIONS, NUM_EXPERTS)
+    assert recorder.to_frame()["position"].nunique() == 6
     assert not find_experts(model).layers
 
 
@@ -148,7 +164,7 @@ def test_a_layer_that_routes_in_its_own_way_is_not_passed_over_among_others(
         find_moe_layers(Model(Separate(), block()))
 
 
-@pytest.mark.parametrize("block", PROPOSED)
+@pytest.mark.parametrize("block", [*PROPOSED, *OBSERVED])
 def test_proposed_experts_are_not_passed_over_among_others(block: Callable[[], nn.Module]) -> None:
     layers = find_moe_layers(Model(Separate(), block()))
 

@@ -24,6 +24,8 @@ _REFUSED = {
     "that no expert's output before weighting exists",
     RoutingRule.SORTED_ROWS: "its experts are layers that run on sorted rows, and are never called "
     "on their own",
+    RoutingRule.OPERATIONS: "its experts are known by their weights alone, and are never called "
+    "separately",
     RoutingRule.ROUTER_CHOICE: "its experts don't carry out what the router chose",
     RoutingRule.RETRIEVAL: "its experts are rows of embeddings",
 }

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.rules import RoutingRule
 from moetool.anatomy.routing.walk import is_called, join_path
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
@@ -72,6 +73,9 @@ class ChanceWatch:
 
 def _list_experts(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules that run a layer's experts: one for all, or those of a list."""
+    if layer.rule is RoutingRule.OPERATIONS:
+        # Its block runs again with the same random numbers.
+        return
     if layer.members:
         for path in (
             join_path(layer.block_path, path) for paths in layer.members for path in paths
