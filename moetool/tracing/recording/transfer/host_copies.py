@@ -21,7 +21,7 @@ def is_asynchronous(device: torch.device) -> bool:
 
 def allocate_pinned(like: torch.Tensor) -> torch.Tensor:
     """Return room for a tensor in pinned memory, the only kind that a GPU writes to on its own."""
-    return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+    return torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=True)
 
 
 def send_to(device: torch.device, values: NDArray[Any]) -> torch.Tensor:

@@ -39,7 +39,7 @@ class TokenSeeds:
         for digit in range(min(self._num_digits, width - 1)):
             self.numbers[:, 1 + digit] = (tokens // self._base**digit) % self._base
         generator = torch.Generator().manual_seed(0)
-        bits = torch.randint(0, 2, output.shape, generator=generator)
+        bits = torch.randint(0, 2, output.shape, generator=generator, device="cpu")
         self.signs = (2 * bits - 1).to(output)
 
     def read(self, numbers: torch.Tensor, signs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

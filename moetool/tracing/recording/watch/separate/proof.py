@@ -62,7 +62,7 @@ class SumInBlock:
         """
         block, eps = self._block, torch.finfo(weights.dtype).eps
         generator = torch.Generator().manual_seed(1)
-        made = [torch.randn(size, self._width, generator=generator) for size in sizes]
+        made = [torch.randn(size, self._width, generator=generator, device="cpu") for size in sizes]
         outputs = [rows.to(weights) for rows in made]
         has_weight = []
         for index, size in enumerate(sizes):
@@ -110,7 +110,7 @@ class SumInBlock:
         In a soft mixture of experts they may be slots, whose outputs go to all tokens.
         """
         generator = torch.Generator().manual_seed(2)
-        is_other = torch.rand(len(total), generator=generator).to(total.device) < 0.5
+        is_other = torch.rand(len(total), generator=generator, device="cpu").to(total.device) < 0.5
         is_other[0], is_other[-1] = False, True
         changed = torch.where(is_other[:, None], 2 * total + 1, total)
         _, others = self._run(None, put=changed)
