@@ -48,7 +48,7 @@ def test_packed_experts_take_what_they_took(model: str, quantization: str, batch
         assert abs(above - measured) <= ABOVE_TOLERANCE_BYTES
 
 
-def test_prompts_of_random_routers_took_up_to_two_percent_more_and_steps_the_same() -> None:
+def test_prompts_of_random_routers_took_a_little_more_or_less_and_steps_the_same() -> None:
     lines = [json.loads(line) for line in MEASURED.read_text(encoding="utf-8").splitlines()]
     cases: dict[str, dict[str, Any]] = {}
     for line in lines:
@@ -60,4 +60,4 @@ def test_prompts_of_random_routers_took_up_to_two_percent_more_and_steps_the_sam
     for case in both:
         in_turns, chosen = case[IN_TURNS], case[AS_CHOSEN]
         assert chosen["decode_peak_bytes"] == in_turns["decode_peak_bytes"]
-        assert 0.999 < chosen["prefill_peak_bytes"] / in_turns["prefill_peak_bytes"] < 1.022
+        assert 0.994 < chosen["prefill_peak_bytes"] / in_turns["prefill_peak_bytes"] < 1.019
