@@ -1,19 +1,16 @@
-"""Estimates from a name and scenarios: figures, notes, refusals."""
+"""Estimates from a name and scenarios: figures, notes, and what is left out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-import torch
 
-from moetool.errors import InputError, MoetoolError, UsageError
+from moetool.errors import InputError
 from moetool.memory import estimate_scenario, named_gpu
 from moetool.memory.answers.figures import Method
 from moetool.memory.estimate import estimate_memory
@@ -228,12 +225,6 @@ def test_details_are_about_the_gpu_that_is_named(tiny: str) -> None:
     assert (named.serving.num_gpus, named.serving.tensor_parallel) == (2, 2)
 
 
-def test_an_engine_that_can_not_share_a_model_is_refused(tiny: str) -> None:
-    served = ServingOptions(Engine.VLLM)
-    with pytest.raises(UsageError, match="attention heads can't be shared evenly by 3 GPUs"):
-        estimate_memory(tiny, [TINY], gpu="3x1GiB", serving=served)
-
-
 def test_it_is_said_where_it_is_tight(tiny: str) -> None:
     (ample,) = estimate_memory(tiny, [TINY], gpu="1GiB")
     needed_bytes = ample.figures.total_device_bytes
@@ -246,64 +237,6 @@ def test_it_is_said_where_it_is_tight(tiny: str) -> None:
         any(note.startswith("Tight fit") for note in each.notes) for each in (ample, just, short)
     ]
     assert tight == [False, True, False]
-
-
-@pytest.mark.parametrize(
-    ("ask", "kind", "error", "hint"),
-    [
-        (lambda: estimate_memory("gpt-4"), InputError, "GPT-4 is known from reports", "inspect"),
-        (lambda: estimate_memory("demo", gpu="h2000"), UsageError, "'h2000'", "h200"),
-        (
-            lambda: estimate_memory("demo", [replace(TINY, num_prompt_tokens=10_000)]),
-            UsageError,
-            "10,000 prompt and 3 new tokens are past the context of demo",
-            "--prompt-tokens",
-        ),
-        (
-            lambda: estimate_memory("demo", [TINY, replace(TINY, num_new_tokens=10_000)]),
-            UsageError,
-            "16 prompt and 10,000 new tokens",
-            "--new-tokens",
-        ),
-        (lambda: estimate_memory("demo", revision="main"), UsageError, "no revision", "--revision"),
-        (
-            lambda: estimate_memory("deepseek-v3", [Scenario(quantization=Quantization.NF4)]),
-            UsageError,
-            "quantized already (fp8)",
-            "--quantization",
-        ),
-        (lambda: estimate_memory("no-such-model"), InputError, "'no-such-model'", "Name a folder"),
-        (
-            lambda: estimate_memory("demo", [TINY], gpu="h200", trace=Path("no-such.parquet")),
-            InputError,
-            "no-such.parquet",
-            "",
-        ),
-    ],
-)
-def test_what_can_not_be_estimated_is_refused_with_a_hint(
-    ask: Callable[[], Any], kind: type[MoetoolError], error: str, hint: str
-) -> None:
-    with pytest.raises(kind) as caught:
-        ask()
-    assert error in caught.value.message
-    assert hint in caught.value.hint
-    assert caught.value.hint
-
-
-def test_nothing_is_simulated_if_it_can_not_be_measured(
-    tiny: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    words: list[str] = []
-    with pytest.raises(UsageError, match="no GPU that torch can use"):
-        estimate_memory(tiny, [TINY], measure=True, on_progress=words.append)
-    assert words == []
-
-
-def test_a_trace_without_a_gpu_is_refused() -> None:
-    with pytest.raises(UsageError, match="no GPU was named"):
-        estimate_memory("olmoe-1b-7b", trace=Path("trace.parquet"))
 
 
 @pytest.mark.parametrize(
