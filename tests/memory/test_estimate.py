@@ -57,10 +57,17 @@ def whole_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(whole_path: str) -> Estimate:
+def followed(whole_path: str) -> tuple[Estimate, list[str]]:
+    """The estimate of the tiny model for a GPU, with nothing left out, and its progress in words."""
+    words: list[str] = []
+    (estimate,) = estimate_memory(whole_path, [TINY], gpu=SMALL_GPU, on_progress=words.append)
+    return estimate, words
+
+
+@pytest.fixture(scope="module")
+def whole(followed: tuple[Estimate, list[str]]) -> Estimate:
     """The estimate of the tiny model for a GPU, with nothing left out."""
-    (estimate,) = estimate_memory(whole_path, [TINY], gpu=SMALL_GPU)
-    return estimate
+    return followed[0]
 
 
 def test_json_has_every_key_that_was_promised(mixtral: Estimate) -> None:
@@ -193,9 +200,10 @@ def test_a_sweep_keeps_its_order_and_reports_its_progress(tiny: str) -> None:
     ]
 
 
-def test_every_step_of_the_way_is_reported(tiny: str) -> None:
-    words: list[str] = []
-    estimate_memory(tiny, [TINY], gpu="1GiB", on_progress=words.append)
+def test_every_step_of_the_way_is_reported(
+    followed: tuple[Estimate, list[str]], whole_path: str
+) -> None:
+    tiny, words = whole_path, followed[1]
     assert words[0] == f"loading {tiny}"
     assert f"loading {tiny} in nf4" in words
     assert f"simulating {tiny}: 2 × 16 tokens, pass 1, model.layers.0" in words
@@ -209,14 +217,14 @@ def test_every_step_of_the_way_is_reported(tiny: str) -> None:
 def test_details_are_about_the_gpu_that_is_named(tiny: str) -> None:
     (everywhere,), (named,) = (
         estimate_memory(tiny, [TINY]),
-        estimate_memory(tiny, [TINY], gpu="2x1GiB", serving=ServingOptions(Engine.VLLM)),
+        estimate_memory(tiny, [TINY], gpu=f"2x{SMALL_GPU}", serving=ServingOptions(Engine.VLLM)),
     )
     assert everywhere.figures == named.figures
     details = (everywhere.limits, everywhere.offload, everywhere.speed, everywhere.ranks)
     assert details == (None, None, None, ())
     assert (everywhere.gpu, everywhere.is_gpu_named) == ("h200", False)
-    assert (named.gpu, named.is_gpu_named) == ("1GiB", True)
-    assert {fit.gpu for fit in named.fits} == {"1GiB"}
+    assert (named.gpu, named.is_gpu_named) == (SMALL_GPU, True)
+    assert {fit.gpu for fit in named.fits} == {SMALL_GPU}
     assert None not in (named.limits, named.offload, named.speed)
     assert named.ranks
     # An engine shares the model in place of transformers.
