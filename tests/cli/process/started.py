@@ -68,6 +68,7 @@ def forked_moetool(
 def finish(process: Process) -> Completed:
     """Wait for the end of a process."""
     stdout, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode is not None
     return Completed(process.args, process.returncode, (stdout or b"").decode(), stderr.decode())
 
 
