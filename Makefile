@@ -1,4 +1,4 @@
-.PHONY: help check static format lint types layers language scripts test docs kernels families families-on-all
+.PHONY: help check static format lint types layers language scripts test docs kernels families families-on-all frameworks gguf
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -51,6 +51,14 @@ kernels:  ## Compare the Triton kernels with plain torch in Triton's interpreter
 docs:  ## Write the real output of the documentation's commands below them
 	python tools/refresh_docs.py
 
+# The folder of llama.cpp in the source distribution of llama-cpp-python.
+LLAMA_CPP := vendor/llama.cpp
+gguf:  ## Compare with the gguf package and with llama.cpp itself, which docs/models/gguf.md says how to install
+	python -m benchmarks.gguf.check_reader
+	python -m benchmarks.gguf.llama_cpp_devices qwen3_moe > /tmp/llama_cpp_devices.jsonl
+	python -m benchmarks.gguf.check_receipts /tmp/llama_cpp_devices.jsonl
+	python -m benchmarks.gguf.check_routing $(LLAMA_CPP)
+
 families:  ## Prove every family on the installed transformers
 	pytest tests/anatomy tests/families
 
@@ -66,3 +74,12 @@ families-on-all: families  ## Prove them, and the recorder, on older supported t
 		$$venv/bin/pip install -q -c $$venv/constraints.txt -e ".[dev]"; \
 		$$venv/bin/python -m pytest tests/anatomy tests/families tests/tracing; \
 	done
+
+# Without their dependencies, which ask for other versions of torch and for GPUs.
+frameworks:  ## Prove the layers of other frameworks, in a separate environment
+	python -m venv .venv-frameworks
+	.venv-frameworks/bin/pip install -q -c constraints.txt -e ".[dev]"
+	.venv-frameworks/bin/pip install -q wheel setuptools
+	DS_BUILD_OPS=0 .venv-frameworks/bin/pip install -q --no-deps --no-build-isolation \
+		$$(python tools/list_extra.py frameworks)
+	.venv-frameworks/bin/python -m tests.frameworks.prove

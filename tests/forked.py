@@ -205,7 +205,7 @@ def main() -> None:
 
 def _import_libraries() -> None:
     """Import what route-trace needs, except moetool's own modules, which programs may change."""
-    from moetool.quiet import silence_process
+    from moetool.process.quiet import silence_process
 
     # As a command does before it imports them.
     silence_process()

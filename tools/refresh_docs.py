@@ -38,7 +38,9 @@ DOCUMENTS = (
     "docs/traces/merge.md",
     "docs/traces/import.md",
     "docs/models/inspect.md",
+    "docs/models/numbers-people-quote.md",
     "docs/models/memory-estimate.md",
+    "docs/models/gguf.md",
     "docs/models/fits.md",
     "docs/models/quantize.md",
 )

@@ -25,7 +25,7 @@ import transformers
 
 from benchmarks.tracing.recording_on_gpu import build
 from moetool import Trace, trace_model
-from moetool.cores import count_cores
+from moetool.process.cores import count_cores
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.given import take_prompts
 from moetool.tracing.prompts.tokens import choose_pad, tokenize_prompts

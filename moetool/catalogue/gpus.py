@@ -62,7 +62,7 @@ class MemoryIs(StrEnum):
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, or only an amount of memory.
+    """A GPU or TPU, or only an amount of memory.
 
     Peaks are those of tensor cores (AMD: matrix cores) for dense matrices, with sums in fp32.
     Datasheets often print twice as much, for sparse ones. A figure is None if the source doesn't
@@ -103,17 +103,32 @@ class Gpu:
     source: str | None
     notes: str | None
 
+    @property
+    def is_tpu(self) -> bool:
+        """Whether it is a TPU, for which CUDA's allocator and kernels say nothing."""
+        return self.architecture is not None and self.architecture.startswith("tpu-")
+
 
 @cache
 def read_gpus() -> Mapping[str, Gpu]:
     """Return the known GPUs by id, in alphabetical order."""
-    file = files("moetool.catalogue").joinpath("gpus.json")
+    return _read("gpus.json")
+
+
+@cache
+def read_tpus() -> Mapping[str, Gpu]:
+    """Return the known TPUs by id, in alphabetical order. A run on one is not a run on CUDA."""
+    return _read("tpus.json")
+
+
+def _read(name: str) -> Mapping[str, Gpu]:
+    file = files("moetool.catalogue").joinpath(name)
     entries = json.loads(file.read_text(encoding="utf-8"))
     return MappingProxyType({name: _as_gpu(name, entry) for name, entry in entries.items()})
 
 
 def list_gpus(*, vendor: str | None = None, min_memory_bytes: int = 0) -> list[Gpu]:
-    """Return the known GPUs, those with the least memory first.
+    """Return the known GPUs and TPUs, those with the least memory first.
 
     Args:
         vendor: The maker of those to return, in any case; None for all.
@@ -123,7 +138,8 @@ def list_gpus(*, vendor: str | None = None, min_memory_bytes: int = 0) -> list[G
     Raises:
         UsageError: No known GPU is made by that vendor.
     """
-    gpus = sorted(read_gpus().values(), key=lambda gpu: (gpu.memory_bytes, gpu.id))
+    known = (*read_gpus().values(), *read_tpus().values())
+    gpus = sorted(known, key=lambda gpu: (gpu.memory_bytes, gpu.id))
     vendors = sorted({gpu.vendor for gpu in gpus if gpu.vendor is not None})
     if vendor is not None and vendor.lower() not in map(str.lower, vendors):
         raise UsageError(
@@ -176,7 +192,7 @@ def find_named_like(text: str) -> tuple[Gpu, ...]:
         return ()
     return tuple(
         gpu
-        for gpu in read_gpus().values()
+        for gpu in (*read_gpus().values(), *read_tpus().values())
         if any(spelling.startswith(start) for spelling in _spellings(gpu))
     )
 
@@ -243,7 +259,8 @@ def _find_close(text: str) -> list[str]:
 
 @cache
 def _gpus_by_spelling() -> Mapping[str, Gpu]:
-    return {spelling: gpu for gpu in read_gpus().values() for spelling in _spellings(gpu)}
+    known = (*read_gpus().values(), *read_tpus().values())
+    return {spelling: gpu for gpu in known for spelling in _spellings(gpu)}
 
 
 def _spellings(gpu: Gpu) -> Iterator[str]:
@@ -253,7 +270,7 @@ def _spellings(gpu: Gpu) -> Iterator[str]:
 
 def _as_spelling(text: str) -> str:
     letters = re.sub(r"[\s_-]+", "", text).lower()
-    return letters.removeprefix("nvidia").removeprefix("amd")
+    return letters.removeprefix("nvidia").removeprefix("amd").removeprefix("google")
 
 
 def _as_custom_gpu(text: str, *, number: str, unit: str) -> Gpu:

@@ -80,6 +80,8 @@ class PublishedModel:
         not_counted_because: Why there is no configuration to count it by; None if there is one.
         stored_as: The quantization of the published files where the configuration doesn't state it;
             None if it does, or if they are not quantized.
+        routes_otherwise: Whether its routers score experts in another way than those of the class that
+            it is counted with, so that the class shows nothing about them.
         misstated: Fields of the published configuration that contradict the published model, with
             their published values. moetool's own configuration has the right ones.
     """
@@ -94,6 +96,7 @@ class PublishedModel:
     not_counted_because: str | None
     stored_as: str | None = None
     misstated: Mapping[str, object] = field(default_factory=dict)
+    routes_otherwise: bool = False
 
     @property
     def can_be_counted(self) -> bool:
@@ -114,6 +117,9 @@ class ReportedSystem:
         experts: Reported experts, and how many a token is routed to. None if there is no report.
         source: The report.
         notes: How far to trust the report.
+        total_params_least: The least number of parameters that the report allows for. None if there
+            is no report.
+        total_params_most: The most that it allows for. None if there is no report.
     """
 
     name: str
@@ -124,6 +130,8 @@ class ReportedSystem:
     experts: str | None
     source: str
     notes: str | None
+    total_params_least: int | None = None
+    total_params_most: int | None = None
 
 
 @cache
@@ -183,6 +191,7 @@ def _as_model(name: str, entry: dict[str, Any]) -> PublishedModel:
         misstated=entry.get("misstated", {}),
         not_counted_because=entry.get("not_counted_because"),
         stored_as=entry.get("stored_as"),
+        routes_otherwise=entry.get("routes_otherwise", False),
     )
 
 

@@ -15,7 +15,7 @@ from moetool.checkpoint.size_limits import TOKENIZER_FILES, check_tokenizer_file
 from moetool.checkpoint.stated.top_k_fields import check_top_k
 from moetool.errors import InputError, UntraceableError
 from moetool.printable import printable, printable_number
-from moetool.quiet import quiet_transformers
+from moetool.process.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -109,6 +109,11 @@ def make_config(
             raise UntraceableError(
                 f"'{label}' is a TensorRT-LLM configuration, which transformers can't build.",
                 hint="Name the checkpoint that it was converted from.",
+            )
+        if isinstance(raw.get("pretrained_config"), Mapping):
+            raise UntraceableError(
+                f"'{label}' is that of a TensorRT-LLM engine, whose weights are compiled.",
+                hint="Name the checkpoint that it was built from.",
             )
         raise InputError(
             f"'{label}' names no model_type.",

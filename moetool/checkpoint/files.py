@@ -11,6 +11,7 @@ from pathlib import Path
 from moetool.checkpoint.headers.safetensors_header import read_header
 from moetool.checkpoint.headers.weight_files import WeightFiles, choose_weight_files
 from moetool.checkpoint.hub import download_snapshot
+from moetool.checkpoint.layouts.kinds import without_config
 from moetool.checkpoint.reference import ModelKind, ModelReference
 from moetool.checkpoint.size_limits import check_settings, find_size_limit
 from moetool.checkpoint.strict_json import JsonError, parse_json
@@ -69,6 +70,17 @@ def open_checkpoint(
                 f"'{reference.text}' is a configuration: it has no weights to run.",
                 hint="Name the folder that holds config.json and the weights.",
             )
+        case ModelKind.WEIGHTS:
+            raise InputError(
+                f"'{reference.text}' is a file of weights, without the model that they belong to.",
+                hint="Name the folder that holds config.json and the weights.",
+            )
+        case ModelKind.GGUF:
+            raise InputError(
+                f"'{reference.text}' is a GGUF file, which only llama.cpp runs.",
+                hint="Name the original checkpoint: a folder or a Hub id with config.json and "
+                "safetensors.",
+            )
         case ModelKind.HUB:
             assert reference.hub_id is not None
             folder, commit = download_snapshot(
@@ -88,7 +100,9 @@ def check_files(folder: Path) -> None:
     Raises:
         InputError: A file is missing or broken. The message names it.
     """
-    read_json(folder / "config.json", missing=f"'{folder}' holds no config.json.")
+    if not os.path.isfile(folder / "config.json"):
+        raise without_config(folder)
+    read_json(folder / "config.json", missing="")
     check_settings(folder)
     for path in list_weight_files(folder):
         if path.suffix == ".safetensors":

@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 from moetool.catalogue.names import DEMO, demo_folder, find_near_names
 from moetool.catalogue.published import read_published_models, read_reported_systems
+from moetool.checkpoint.gguf.files import has_gguf_only
+from moetool.checkpoint.layouts.kinds import PICKLED_SUFFIXES
 from moetool.choices import take_text
 from moetool.errors import InputError, UsageError
 from moetool.wording import join_words
@@ -32,6 +34,7 @@ _NOT_MODELS = ("datasets", "spaces", "docs", "collections")
 _EXAMPLE = "https://huggingface.co/Qwen/Qwen3-30B-A3B"
 
 _PROMPT_SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt")
+_WEIGHT_SUFFIXES = (".safetensors", *PICKLED_SUFFIXES)
 _FILE_SUFFIXES = (".json", ".safetensors", ".gguf", *_PROMPT_SUFFIXES)
 _MOST_NAMES = 5
 
@@ -44,6 +47,8 @@ class ModelKind(Enum):
     HUB = "Hub id"
     PUBLISHED = "catalogue name"
     REPORTED = "name of a system known from reports"
+    GGUF = "GGUF file"
+    WEIGHTS = "file of weights"
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class ModelReference:
     Attributes:
         text: The name as typed; for a web address, the Hub id in it.
         kind: What the name stands for.
-        path: The folder, or the config.json; None for all others.
+        path: The folder, the config.json, the GGUF file or the file of weights; None for all others.
         hub_id: `org/name` on the Hub; None for local paths and reported systems.
         revision: The branch, tag or commit in a web address; None if it names none, or `main`.
     """
@@ -106,7 +111,8 @@ def resolve_model(text: str) -> ModelReference:
     # os.path returns False where pathlib raises, for example for a text too long for a path.
     if os.path.isdir(path):
         _refuse_cache_folder(text, path)
-        return ModelReference(text=text, kind=ModelKind.FOLDER, path=path)
+        kind = ModelKind.GGUF if has_gguf_only(path) else ModelKind.FOLDER
+        return ModelReference(text=text, kind=kind, path=path)
     if os.path.isfile(path):
         return _resolve_file(text, path)
     published = read_published_models()
@@ -227,7 +233,9 @@ def _resolve_file(text: str, path: Path) -> ModelReference:
     if path.suffix == ".json":
         return ModelReference(text=text, kind=ModelKind.CONFIG, path=path)
     if path.suffix == ".gguf":
-        raise _is_gguf(text)
+        return ModelReference(text=text, kind=ModelKind.GGUF, path=path)
+    if path.suffix in _WEIGHT_SUFFIXES:
+        return ModelReference(text=text, kind=ModelKind.WEIGHTS, path=path)
     if path.suffix in _PROMPT_SUFFIXES:
         raise InputError(
             f"'{text}' is a file, but not a model.",
@@ -242,8 +250,8 @@ def _resolve_file(text: str, path: Path) -> ModelReference:
 
 def _is_gguf(text: str) -> InputError:
     return InputError(
-        f"'{text}' is a GGUF file, llama.cpp's format, which moetool does not read yet.",
-        hint="Name the original checkpoint: a folder or a Hub id with config.json and safetensors.",
+        f"'{text}' is a GGUF file on the Hub; moetool reads those on this machine.",
+        hint="Download it, or name the original checkpoint: a Hub id with config.json and safetensors.",
     )
 
 

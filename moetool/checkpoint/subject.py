@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,10 +15,19 @@ from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 from moetool.checkpoint.headers.weight_files import PickledWeightsError
 from moetool.checkpoint.hub import UnreachableHubError
+from moetool.checkpoint.layouts.distributed import read_distributed
+from moetool.checkpoint.layouts.found import FoundCheckpoint
+from moetool.checkpoint.layouts.kinds import Layout, without_config
+from moetool.checkpoint.layouts.loose import read_loose_file
+from moetool.checkpoint.layouts.mergekit import ExpertSources, read_expert_sources
+from moetool.checkpoint.layouts.read import read_without_config
 from moetool.checkpoint.reference import ModelKind, ModelReference
 from moetool.errors import InputError
 
-_PICKLED = "The weights are pickled and can't be read without running them, so they were not read."
+_PICKLED = (
+    "The weights on the Hub are pickled, and were not read: their headers are only read from a local "
+    "copy."
+)
 
 
 class AskedSource(StrEnum):
@@ -49,6 +59,10 @@ class Subject:
         is_from_catalogue: Whether the configuration is the catalogue's, which for some models is
             that of another class of the same shapes.
         notes: About files that could not be read.
+        layout: The format of its files, if it is not Hugging Face's. Then `config` has facts from
+            other files, and no model can be built.
+        adapter: The configuration of an adapter; None for models.
+        expert_sources: The models that mergekit made the experts of; None if it did not.
     """
 
     model: str
@@ -60,6 +74,30 @@ class Subject:
     published: PublishedModel | None = None
     is_from_catalogue: bool = False
     notes: tuple[str, ...] = ()
+    layout: Layout | None = None
+    adapter: Mapping[str, object] | None = None
+    expert_sources: ExpertSources | None = None
+
+    @property
+    def stated_by(self) -> str | None:
+        """The name of the file that the configuration is from; None if there is none."""
+        if self.layout is None:
+            return "config.json"
+        if self.adapter is not None and self.config:
+            return "the base model's config.json"
+        return self.layout.stated_by
+
+    def check_buildable(self) -> None:
+        """Check that the configuration is that of a model, from which a skeleton can be built.
+
+        Raises:
+            InputError: There is no config.json.
+        """
+        if self.layout is not None:
+            raise InputError(
+                f"'{self.model}' is {self.layout.name}: there is no config.json to build a model from.",
+                hint=f"{self.layout.convert}; `moetool inspect` counts its parameters.",
+            )
 
 
 def find_subject(
@@ -83,6 +121,12 @@ def find_subject(
                 subject = _find_on_hub(reference, revision=revision, source=source)
             except UnreachableHubError as error:
                 subject = _replace_hub(error, reference, revision=revision, source=source)
+        case ModelKind.GGUF:
+            raise InputError(
+                f"'{reference.text}' is a GGUF model, without a config.json of transformers.",
+                hint="Name the original checkpoint; `moetool inspect` and `memory-estimate` read "
+                "GGUF files.",
+            )
         case ModelKind.CONFIG:
             assert reference.path is not None
             subject = Subject(
@@ -93,9 +137,18 @@ def find_subject(
                 code=str(reference.path.parent) if reference.path.name == "config.json" else None,
                 revision=None,
             )
+        case ModelKind.WEIGHTS:
+            assert reference.path is not None
+            subject = _as_subject(reference, read_loose_file(reference.path))
         case _:
             assert reference.path is not None
+            if not os.path.isfile(reference.path / "config.json"):
+                if source is AskedSource.SKELETON:
+                    raise without_config(reference.path)
+                return _as_subject(reference, read_without_config(reference.path))
             subject = _find_in_folder(reference.text, reference.path, source=source)
+    if source is AskedSource.SKELETON:
+        subject.check_buildable()
     if source is AskedSource.HEADERS and subject.headers is None:
         raise InputError(
             f"'{reference.text}' has no weight files with readable headers.",
@@ -104,6 +157,20 @@ def find_subject(
             else f"Name its repository on the Hub, {reference.hub_id}, or leave out --source.",
         )
     return subject
+
+
+def _as_subject(reference: ModelReference, found: FoundCheckpoint) -> Subject:
+    return Subject(
+        model=reference.text,
+        config=found.config,
+        label=reference.text,
+        headers=found.headers,
+        code=None,
+        revision=None,
+        notes=found.notes,
+        layout=found.layout,
+        adapter=found.adapter,
+    )
 
 
 def _find_in_catalogue(model: str, name: str, *, notes: tuple[str, ...] = ()) -> Subject:
@@ -153,15 +220,7 @@ def _replace_hub(
 
 def _find_in_folder(model: str, folder: Path, *, source: AskedSource) -> Subject:
     config = read_json(folder / "config.json", missing=f"'{folder}' holds no config.json.")
-    notes: tuple[str, ...] = ()
-    headers = None
-    if source is not AskedSource.SKELETON:
-        try:
-            headers = read_local_headers(folder)
-        except PickledWeightsError:
-            if source is AskedSource.HEADERS:
-                raise
-            notes = (_PICKLED,)
+    headers = None if source is AskedSource.SKELETON else _read_headers(folder)
     return Subject(
         model=model,
         config=config,
@@ -169,8 +228,16 @@ def _find_in_folder(model: str, folder: Path, *, source: AskedSource) -> Subject
         headers=headers,
         code=str(folder),
         revision=None,
-        notes=notes,
+        expert_sources=read_expert_sources(folder),
     )
+
+
+def _read_headers(folder: Path) -> TensorHeaders | None:
+    """Return the tensors next to a config.json: in weight files, or as torch's checkpoints."""
+    headers = read_local_headers(folder)
+    if headers is None and os.path.isfile(folder / ".metadata"):
+        return read_distributed(folder).headers
+    return headers
 
 
 def _find_on_hub(

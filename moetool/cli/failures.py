@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import typer
 
@@ -12,6 +13,8 @@ from moetool.checkpoint.reference import ModelReference, resolve_model
 from moetool.cli.errors import say_error
 from moetool.errors import MoetoolError
 from moetool.report.renderer import Failure
+
+_Result = TypeVar("_Result")
 
 
 class Failures:
@@ -45,6 +48,21 @@ class Failures:
             if len(self._models) == 1:
                 raise
             self._error_of[model] = error
+
+    def collect(
+        self, results: Iterable[tuple[str, Callable[[], Iterable[_Result]]]]
+    ) -> list[_Result]:
+        """Return the results of all models that have some, and end the command if none has.
+
+        Args:
+            results: For each model, what returns its results or fails.
+        """
+        collected: list[_Result] = []
+        for model, take in results:
+            with self.keep(model):
+                collected += take()
+        self.check(collected)
+        return collected
 
     def check(self, results: Collection[object]) -> None:
         """Report the failures and end the command if there are no results at all."""

@@ -26,7 +26,7 @@ from moetool.cli.commands.traces import import_files, merge, route_trace, valida
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import ExampleGroup, add_commands, list_examples, list_exit_codes
 from moetool.cli.interrupts import INTERRUPTED, catch_interrupts
-from moetool.quiet import silence_process
+from moetool.process.quiet import silence_process
 
 _MODELS = "Models"
 _TRACES = "Traces"

@@ -14,7 +14,7 @@ import typer
 from moetool.cli.errors import DONE, OUTPUT_ERRNOS
 from moetool.cli.interrupts import INTERRUPTED, say_once
 from moetool.errors import MoetoolError, OutOfMemoryError, UsageError
-from moetool.quiet import hide_download_bars
+from moetool.process.quiet import hide_download_bars
 from moetool.tracing.processes.processes import Processes, find_processes
 
 Parameters = ParamSpec("Parameters")

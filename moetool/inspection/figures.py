@@ -196,6 +196,29 @@ class Files:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """An adapter's additions to its base model.
+
+    Attributes:
+        method: PEFT's name of the method, such as `LORA`; None if not stated.
+        rank: The rank of its matrices; None if not stated.
+        base: The base model, as the adapter names it; None if it names none.
+        base_params: Parameters of the base model; None if the catalogue does not have it.
+        base_active_params: Those that a token runs; None if unknown.
+        params: Parameters of both together; None if one of them is unknown.
+        active_params: Those that a token runs; None if unknown.
+    """
+
+    method: str | None
+    rank: int | None
+    base: str | None
+    base_params: int | None
+    base_active_params: int | None
+    params: int | None
+    active_params: int | None
+
+
+@dataclass(frozen=True)
 class PublishedFigures:
     """The vendor's figures, and the definitions that they meet.
 

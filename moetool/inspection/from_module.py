@@ -19,7 +19,7 @@ from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError, UsageError
 from moetool.inspection.from_skeleton import count_model, inspect_built
 from moetool.inspection.result import Inspection
-from moetool.quiet import quiet_transformers
+from moetool.process.quiet import quiet_transformers
 from moetool.trace.model_counts import ModelCounts
 
 # Hooks that a caller registered would see a forward without data.

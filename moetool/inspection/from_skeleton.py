@@ -13,7 +13,10 @@ from moetool.anatomy.headers.published_format import find_quantization
 from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ParameterTable
 from moetool.anatomy.routing.moe_layers import FoundExperts
-from moetool.anatomy.skeleton.active_experts import list_expert_parameters
+from moetool.anatomy.skeleton.active_experts import (
+    count_one_expert,
+    list_expert_parameters,
+)
 from moetool.anatomy.skeleton.build import (
     build_model,
     build_whole_skeleton,
@@ -29,15 +32,21 @@ from moetool.catalogue.published import ExtraParameters
 from moetool.checkpoint.config import first_line, make_config
 from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError
-from moetool.garbage import seldom_collected
 from moetool.inspection.differences import explain_differences
 from moetool.inspection.figures import Files, Flops
-from moetool.inspection.notes import note_config, note_flops, note_routing, note_towers
+from moetool.inspection.notes import (
+    note_config,
+    note_flops,
+    note_routing,
+    note_sources,
+    note_towers,
+)
 from moetool.inspection.published import compare_published, note_contradictions
 from moetool.inspection.result import Inspection, Source
 from moetool.inspection.rows import pair_rows
 from moetool.inspection.summary import describe_files, merge, summarize
-from moetool.quiet import quiet_transformers
+from moetool.process.garbage import seldom_collected
+from moetool.process.quiet import quiet_transformers
 from moetool.simulation.flops.flops import DEFAULT_OPERATION_BUDGET, OperationBudget, count_flops
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.trace.model_counts import ModelCounts
@@ -106,6 +115,9 @@ def inspect_built(
     published = subject.published
     if published is not None and subject.is_from_catalogue:
         table = add_extra(table, published.extra_parameters)
+        if published.routes_otherwise:
+            own = tuple(replace(layer, style=None) for layer in anatomy.routed_layers)
+            anatomy = replace(anatomy, routed_layers=own)
     parameters = summarize(table)
     experts = skeleton.experts
     if not experts.are_all_read:
@@ -113,6 +125,7 @@ def inspect_built(
     flops, why_no_flops = _count_flops(skeleton)
     quantization = find_quantization(subject)
     routed = anatomy.routed_layers
+    num_experts = _merge([layer.num_experts for layer in routed], experts)
     return Inspection(
         model=subject.model,
         model_type=config.model_type,
@@ -122,11 +135,16 @@ def inspect_built(
         num_moe_layers=len({(layer.stack.partition(".")[0], layer.layer) for layer in routed})
         if experts.are_all_read
         else None,
-        num_experts=_merge([layer.num_experts for layer in routed], experts),
+        num_experts=num_experts,
         top_k=_merge([layer.top_k for layer in routed], experts),
         num_shared_experts=anatomy.num_shared_experts,
+        expert_params=_merge(
+            [count_one_expert(model, layer) for layer in skeleton.text_layers], experts
+        )
+        or None,
         anatomy=anatomy,
         quantization=quantization,
+        expert_sources=subject.expert_sources,
         dtype=str(dtype).removeprefix("torch.") if dtype is not None else None,
         parameters=parameters,
         rows=tuple(pair_rows(table, files)),
@@ -141,6 +159,7 @@ def inspect_built(
             *note_class(subject.config, config),
             *note_contradictions(subject, total=parameters.total),
             *note_routing(experts, anatomy, table),
+            *note_sources(subject.expert_sources, num_experts),
             *note_towers(table),
             *note_flops(anatomy, flops),
             *note_config(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from moetool.anatomy.headers.table import HeaderTable, count_headers
-from moetool.catalogue.published import read_reported_systems
+from moetool.catalogue.published import read_published_models, read_reported_systems
+from moetool.checkpoint.gguf.files import find_lone_gguf
+from moetool.checkpoint.layouts.adapter import find_base
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.checkpoint.subject import AskedSource, find_subject
 from moetool.choices import choose, take_flag
-from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
+from moetool.errors import InputError, UntraceableError, UsageError
+from moetool.inspection.from_adapter import add_base
 from moetool.inspection.from_headers import inspect_headers
+from moetool.inspection.notes import note_instead
 from moetool.inspection.result import Inspection, Source
 
 if TYPE_CHECKING:
@@ -51,11 +56,19 @@ def inspect_model(
     revision = reference.choose_revision(revision)
     if reference.kind is ModelKind.REPORTED:
         return _inspect_reported(reference, source)
+    if reference.kind is ModelKind.GGUF or _has_gguf_weights(reference, source):
+        from moetool.inspection.gguf.from_gguf import inspect_gguf
+
+        return inspect_gguf(reference, source=source, trust_remote_code=trust_remote_code)
     subject = find_subject(reference, source=source, revision=revision)
     table: HeaderTable | None = None
     if subject.headers is not None:
-        table = count_headers(subject.headers, subject.config)
-        if source is AskedSource.HEADERS:
+        table = count_headers(subject.headers, subject.config, stated_by=subject.stated_by)
+        if subject.adapter is not None:
+            return add_base(
+                inspect_headers(subject, table), subject, _inspect_base(subject.adapter)
+            )
+        if source is AskedSource.HEADERS or subject.layout is not None:
             return inspect_headers(subject, table)
     # Imported late because it imports torch: errors in the files are reported at once.
     from moetool.inspection.from_skeleton import inspect_skeleton
@@ -65,7 +78,15 @@ def inspect_model(
     except (InputError, UntraceableError) as error:
         if table is None:
             raise
-        return inspect_headers(subject, table, instead_because=_as_note(error))
+        return inspect_headers(subject, table, instead_because=note_instead(error))
+
+
+def _has_gguf_weights(reference: ModelReference, source: AskedSource) -> bool:
+    """Return whether a folder with a config.json has its weights in GGUF files."""
+    if reference.kind is not ModelKind.FOLDER or source is AskedSource.SKELETON:
+        return False
+    assert reference.path is not None
+    return find_lone_gguf(reference.path) is not None
 
 
 def _resolve(model: object) -> ModelReference:
@@ -92,6 +113,14 @@ def _inspect_module(model: nn.Module, *, source: AskedSource, revision: str | No
     return inspect_module(model)
 
 
+def _inspect_base(adapter: Mapping[str, object]) -> Inspection | None:
+    """Return the inspection of an adapter's base model; None if the catalogue does not have it."""
+    _, name = find_base(adapter)
+    if name is None or not read_published_models()[name].can_be_counted:
+        return None
+    return inspect_model(name)
+
+
 def _inspect_reported(reference: ModelReference, source: AskedSource) -> Inspection:
     system = read_reported_systems()[reference.text.lower()]
     if source is not AskedSource.AUTO:
@@ -106,7 +135,3 @@ def _inspect_reported(reference: ModelReference, source: AskedSource) -> Inspect
         reported=system,
         notes=notes,
     )
-
-
-def _as_note(error: MoetoolError) -> str:
-    return f"Counted by the headers only: {error.message[0].lower()}{error.message[1:]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from moetool.anatomy.components import Component
@@ -10,8 +10,11 @@ from moetool.anatomy.config_fields import find_num_mtp_layers
 from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
 
 if TYPE_CHECKING:
+    from moetool.anatomy.headers.other_tensors import OtherTensors
     from moetool.anatomy.routing.moe_layers import FoundExperts
     from moetool.anatomy.skeleton.description import Anatomy
+    from moetool.checkpoint.layouts.mergekit import ExpertSources
+    from moetool.errors import MoetoolError
     from moetool.inspection.figures import Flops
 
 _DEQUANTIZED = (
@@ -80,6 +83,32 @@ def note_flops(anatomy: Anatomy, flops: Flops | None) -> Iterator[str]:
         yield (
             "Most FLOPs of a generated token are due to transformers' latent attention: it expands the "
             "keys and values of the whole cache for each token."
+        )
+
+
+def note_instead(error: MoetoolError) -> str:
+    """Return why a model was counted by its headers alone."""
+    return f"Counted by the headers only: {error.message[0].lower()}{error.message[1:]}"
+
+
+def note_others(groups: Sequence[OtherTensors]) -> Iterator[str]:
+    """Yield the tensors in the files that are not counted, by reason."""
+    for group in groups:
+        yield (
+            f"Not counted: {group.num_tensors:,} tensors of {group.reason} "
+            f"({group.num_params:,} elements, such as {group.example})."
+        )
+
+
+def note_sources(
+    sources: ExpertSources | None, num_experts: int | tuple[int | None, ...] | None
+) -> Iterator[str]:
+    """Yield a contradiction between the models that mergekit lists and the experts of a layer."""
+    listed = len(sources.experts) if sources else 0
+    if listed and isinstance(num_experts, int) and num_experts != listed:
+        yield (
+            f"mergekit_moe_config.yml lists {listed} models as experts, and a layer has {num_experts} "
+            "experts: the file may be another checkpoint's."
         )
 
 

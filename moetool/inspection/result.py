@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 from moetool.anatomy.components import Component
 from moetool.anatomy.parameters import ActiveDefinition
 from moetool.catalogue.published import ReportedSystem
-from moetool.inspection.figures import Files, Flops, InspectedRow, Parameters, PublishedFigures
+from moetool.checkpoint.layouts.mergekit import ExpertSources
+from moetool.inspection.figures import (
+    Adapter,
+    Files,
+    Flops,
+    InspectedRow,
+    Parameters,
+    PublishedFigures,
+)
+from moetool.inspection.gguf.facts import GgufFacts
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.wording import format_count
@@ -65,6 +74,12 @@ class Inspection(Tabular):
         published: None for models that are not in the catalogue.
         reported: The reported figures; None for all other models.
         notes: Remarks on the figures.
+        layout: The format of a checkpoint that is not Hugging Face's; None for all others.
+        expert_params: Parameters of one routed expert, in the form of `num_experts`; None without
+            experts, or if unknown.
+        adapter: What an adapter adds to its base model; None for models.
+        expert_sources: The models that mergekit made the experts of; None if it did not.
+        gguf: Facts of a GGUF model; None for all others.
     """
 
     model: str
@@ -86,6 +101,11 @@ class Inspection(Tabular):
     published: PublishedFigures | None = None
     reported: ReportedSystem | None = None
     notes: tuple[str, ...] = ()
+    layout: str | None = None
+    expert_params: int | tuple[int | None, ...] | None = None
+    adapter: Adapter | None = None
+    expert_sources: ExpertSources | None = None
+    gguf: GgufFacts | None = None
 
     _SHOWN: ClassVar[tuple[str, ...]] = (
         *("stack", "layer", "component", "params", "active_params", "dtype", "bytes"),
@@ -103,8 +123,11 @@ class Inspection(Tabular):
     def bits_per_weight(self) -> float | None:
         """Bits of all tensors of quantized files, scales included, for each parameter.
 
-        None if the files aren't quantized, or hold other parameters than the model.
+        None if the files aren't quantized, or hold other parameters than the model. Those of a GGUF
+        model are for each number in the file.
         """
+        if self.gguf is not None:
+            return self.gguf.bits_per_weight
         if not self.quantization or not self.files or not self.parameters:
             return None
         differences = self.files.differences
@@ -131,12 +154,16 @@ class Inspection(Tabular):
     @property
     def context_length(self) -> int | None:
         """The context in tokens; None if unknown."""
-        return self.anatomy.context_length if self.anatomy else None
+        if self.anatomy is None:
+            return self.gguf.context_length if self.gguf else None
+        return self.anatomy.context_length
 
     @property
     def vocab_size(self) -> int | None:
         """The vocabulary in tokens; None if unknown."""
-        return self.anatomy.vocab_size if self.anatomy else None
+        if self.anatomy is None:
+            return self.gguf.vocab_size if self.gguf else None
+        return self.anatomy.vocab_size
 
     @property
     def flops_per_token(self) -> Flops | None:
@@ -154,6 +181,8 @@ class Inspection(Tabular):
             *("top_k", "num_shared_experts", "parameters", "notes", "model_class", "revision"),
             *("routed_layers", "dense_layers", "mixers", "context_length", "vocab_size"),
             *("quantization", "dtype", "flops_per_token", "files", "published", "reported"),
+            *("layout", "expert_params", "adapter", "expert_sources"),
+            "gguf",
             *(("rows",) if per_layer else ()),
         )
         value = {name: make_plain(getattr(self, name)) for name in names if name != "parameters"}

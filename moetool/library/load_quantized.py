@@ -35,8 +35,8 @@ def load_quantized(
     """Return a model whose weights are quantized while they load, in evaluation mode.
 
     Linear layers become bitsandbytes' own, as transformers quantizes them. So do the matrices of
-    routed experts, each with the codes and scales that bitsandbytes gives it as a linear layer; at
-    most one layer's experts are in their own dtype at a time. Routers, gates of shared experts,
+    routed experts, each with the codes and scales that bitsandbytes gives it as a linear layer. One
+    expert is in its own dtype at a time, or a layer's if a file has them in one tensor. Routers, gates of shared experts,
     norms, embeddings and the head stay as they are. `trace_model` takes the model with its
     tokenizer.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from moetool.anatomy.headers.published_format import name_packed
 from moetool.checkpoint.config import load_config
-from moetool.checkpoint.files import Checkpoint, open_checkpoint
+from moetool.checkpoint.files import Checkpoint, find_weight_files, open_checkpoint
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.reference import ModelReference
 from moetool.choices import take_flag, take_path
@@ -99,6 +100,9 @@ def quantize_checkpoint(
     checkpoint = open_checkpoint(
         find_reference(model), revision=revision, with_code=trust_remote_code, announce=announce
     )
+    find_weight_files(checkpoint.folder).check_safetensors(
+        str(checkpoint.folder), hint="Convert them to safetensors with `save_pretrained`."
+    )
     headers = read_local_headers(checkpoint.folder)
     assert headers is not None
     config = load_config(checkpoint, trust_remote_code=trust_remote_code)
@@ -175,9 +179,12 @@ def _check_room(
             f"'{target.parent}' has {format_bytes(left)} free.",
             hint="Name a folder on a disk with more space.",
         )
-    # The fused parameter, and what it is fused of.
-    largest = max(p.numel() for p in skeleton.parameters()) * dtype.itemsize
-    needed, available = 2 * largest, find_available_bytes()
+    # A fused parameter, and what it is fused of. Where matrices of experts are apart in the files,
+    # these are single ones, with copies, and what was packed of the others.
+    largest = max(p.numel() for p in skeleton.parameters())
+    stored = max((math.prod(tensor.shape) for tensor in headers.tensors), default=0)
+    needed = min(2 * largest, largest + 4 * stored) * dtype.itemsize
+    available = find_available_bytes()
     if available is not None and needed > available:
         raise OutOfMemoryError(
             f"{checkpoint.name} takes up to {format_bytes(needed)} of memory while it is quantized, "

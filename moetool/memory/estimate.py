@@ -12,7 +12,7 @@ from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.checkpoint.subject import AskedSource, Subject, find_subject
 from moetool.choices import choose_word, take_flag, take_path, take_sizes, take_text
-from moetool.errors import InputError, UsageError
+from moetool.errors import UsageError
 from moetool.memory.assisting.refusals import refuse_elsewhere
 from moetool.memory.estimate_scenario import CALIBRATED_GPU, estimate_scenario
 from moetool.memory.layouts.plan import plan_layouts, refuse_layouts
@@ -28,7 +28,9 @@ from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
 from moetool.memory.serving.answer import ServingOptions
 from moetool.memory.serving.deployment import choose_default_way
 from moetool.memory.serving.serve import refuse_sharing, serve_model
-from moetool.quiet import quiet_transformers
+from moetool.memory.unsimulated.reported import estimate_reported, refuse_for_reported
+from moetool.memory.unsimulated.tpu import estimate_on_tpu, refuse_on_tpu
+from moetool.process.quiet import quiet_transformers
 
 
 def estimate_memory(
@@ -153,16 +155,18 @@ def estimate_part(
         )
     reference = model if isinstance(model, ModelReference) else resolve_model(model)
     revision = reference.choose_revision(revision)
+    alone = {"--parallel": group is not None, "--engine": serving is not None, "--measure": measure}
     if reference.kind is ModelKind.REPORTED:
-        title = read_reported_systems()[reference.text.lower()].title
-        raise InputError(
-            f"{title} is known from reports alone: there is nothing to run.",
-            hint="See the reported figures with inspect_model or `moetool inspect`.",
-        )
+        system = read_reported_systems()[reference.text.lower()]
+        given = {"--trace": trace is not None, **alone}
+        refuse_for_reported(system, options=tuple(flag for flag in given if given[flag]))
+        return [
+            estimate_reported(reference.text, system, scenario, gpu=named_gpu)
+            for scenario in asked[part]
+        ]
     subject = find_subject(reference, source=AskedSource.AUTO, revision=revision)
     builder = SkeletonBuilder(subject, trust_remote_code=trust_remote_code)
     scenarios = [builder.clip_scenario(scenario, clipped_sizes) for scenario in asked]
-    alone = {"--parallel": group is not None, "--engine": serving is not None, "--measure": measure}
     for scenario in scenarios:
         builder.refuse_scenario(scenario)
         refuse_elsewhere(scenario, where=next((flag for flag in alone if alone[flag]), None))
@@ -170,7 +174,15 @@ def estimate_part(
         refuse_unmeasurable(scenarios, has_weights=has_weights(builder))
         _refuse_published_quantized(subject, scenarios)
     say = on_progress or (lambda _: None)
-    loader = ModelLoader(builder, named_gpu or read_gpus()[CALIBRATED_GPU], say)
+    calibrated = read_gpus()[CALIBRATED_GPU]
+    if named_gpu is not None and named_gpu.is_tpu:
+        given = {"--trace": trace is not None, **alone}
+        options = tuple(flag for flag in given if given[flag])
+        for scenario in scenarios:
+            refuse_on_tpu(named_gpu, scenario, options=options)
+        loader = ModelLoader(builder, calibrated, say)
+        return [estimate_on_tpu(loader, scenario, named_gpu) for scenario in scenarios[part]]
+    loader = ModelLoader(builder, named_gpu or calibrated, say)
     # An engine shares the model in its own way, in place of transformers'.
     shared = group if serving is None else None
     if shared is not None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moetool.anatomy.skeleton.model_class import note_class
-from moetool.catalogue.gpus import Gpu, list_gpus, read_gpus
+from moetool.catalogue.gpus import Gpu, read_gpus
 from moetool.errors import UsageError
 from moetool.memory.answers.figures import Basis, MemoryFigures, Method
 from moetool.memory.answers.on_gpus import Fit
@@ -148,7 +148,7 @@ def estimate_scenario(
     if named_gpu is None:
         if model.older is not None:
             notes.append(model.older.note)
-        largest = list_gpus()[-1]
+        largest = max(read_gpus().values(), key=lambda gpu: gpu.memory_bytes)
         notes += note_fits_nowhere(estimate.smallest_fits, largest=largest)
         return replace(estimate, notes=(*notes, *gaps.notes, OTHER_GPUS))
     if run is None:

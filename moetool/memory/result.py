@@ -28,6 +28,7 @@ from moetool.memory.answers.on_gpus import (
     SpeedBound,
     find_smallest,
 )
+from moetool.memory.answers.reported import ReportedWeights
 from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.measured.measurement import Measurement
 from moetool.memory.scenario import Scenario
@@ -71,6 +72,7 @@ class Estimate(NamedFigures, Tabular):
             compared with their estimates; None if none were.
         training: The parts of a step of training; None for other tasks.
         assistant: The part of an assistant, which the figures include; None without one.
+        reported: A lower bound on the weights of a system known from reports; None for models.
         host_cache_bytes: The part of an offloaded cache in the host's memory; None for others.
     """
 
@@ -98,6 +100,7 @@ class Estimate(NamedFigures, Tabular):
     training: TrainingMemory | None = None
     host_cache_bytes: int | None = None
     assistant: AssistantMemory | None = None
+    reported: ReportedWeights | None = None
 
     _SHOWN: ClassVar[tuple[str, ...]] = (
         *("batch_size", "num_prompt_tokens", "num_new_tokens", "quantization", *columns.FIGURES),
@@ -280,6 +283,7 @@ class Estimate(NamedFigures, Tabular):
             "serving": self.serving,
             "training": self.training,
             "assistant": self.assistant,
+            "reported": self.reported,
         }
         plain: dict[str, Any] = make_plain(value)
         return plain

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moetool.checkpoint.stated.quantization import find_method, find_stated
+from moetool.checkpoint.stated.quantization import find_method, find_stated, name_quantization
 from moetool.errors import InputError, UsageError
 from moetool.quantizing.choice import QuantizationChoice, choose_quantization
 from moetool.quantizing.layout import list_converted_linears, list_packable
@@ -124,9 +124,9 @@ def _find_type(device: object) -> str:
 def _check_plain(config: PreTrainedConfig, name: str, *, loads: bool) -> None:
     if not find_stated(config):
         return
-    method = find_method(config)
+    stated = name_quantization(config.to_dict())
     raise InputError(
-        f"The weights of {name} are quantized already{f' ({method})' if method else ''}: they "
+        f"The weights of {name} are quantized already{f' ({stated})' if stated else ''}: they "
         "can't be quantized again.",
         hint="Leave out --quantization to load them as they are, or name a checkpoint in bfloat16."
         if loads

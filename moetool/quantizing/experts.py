@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,9 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moetool.quantizing.gating import find_gating
 from moetool.quantizing.kernels import launch
-from moetool.quantizing.packing import ExpertMatrix, Packing
+from moetool.quantizing.packing import ExpertMatrix
 from moetool.quantizing.unpacking import is_on_gpu, unpack
 
 # Dequantized matrices that exist at the same time, unless a single one takes more: as many bytes as
@@ -23,56 +21,13 @@ CHUNK_BYTES = (256 * 2**20, 2**30)
 _FEWEST_GROUPED = 3
 
 
-def pack_module(
-    module: nn.Module,
-    matrices: Sequence[ExpertMatrix],
-    packing: Packing,
-    *,
-    keeps_plain: bool = False,
-) -> None:
-    """Replace the matrices of an experts module on the meta device by packed ones, in place.
-
-    The codes take the plain parameter's name and keep three dimensions, so that the structure can
-    be read from them. The names of scales begin with it. All are parameters, because transformers
-    ties nothing else, and empty.
-
-    Args:
-        module: The experts module.
-        matrices: Those that `find_matrices` finds in it.
-        packing: Their format.
-        keeps_plain: Leave the plain parameters until codes are set in their place: transformers'
-            conversions look at the shapes and dtypes that plain weights shall have.
-    """
-    gating = find_gating(module)
-    for matrix in matrices:
-        for name, (shape, dtype) in packing.list_tensors(matrix).items():
-            if keeps_plain and name == matrix.name:
-                continue
-            tensor = torch.empty(shape, dtype=dtype, device="meta")
-            module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
-    names = {matrix.name: tuple(packing.list_tensors(matrix)) for matrix in matrices}
-    module.__dict__.update(
-        packed_matrices=tuple(matrices),
-        packing=packing,
-        packed_names=names,
-        gating=gating,
-        has_identity=hasattr(module, "identity_expert"),
-        has_own_norm=bool(getattr(module, "has_post_expert_norm", False)),
-    )
-    module_class: Any = type(module)
-    module.__class__ = _packed_class(module_class)
-
-
-def is_packed(module: nn.Module) -> bool:
-    """Return whether a module's experts are packed."""
-    return "packed_matrices" in module.__dict__
-
-
 def packed_tensors(module: nn.Module, matrix: ExpertMatrix) -> dict[str, torch.Tensor]:
     """Return the tensors of one of a packed module's stacks by name."""
     held: Any = module
     # Not by attributes: in decode this is called for each layer of each token.
-    return {name: held._parameters[name] for name in held.packed_names[matrix.name]}
+    child, names = held.packed_places[matrix.name]
+    owner = held._modules[child] if child else held
+    return {name: owner._parameters[own_name] for name, own_name in names}
 
 
 def unpack_matrix(
@@ -88,38 +43,30 @@ def unpack_matrix(
     return unpack(tensors, experts, matrix, held.packing, dtype=dtype)
 
 
-@functools.cache
-def _packed_class(module_class: type[nn.Module]) -> type[nn.Module]:
-    """Return a subclass that runs packed experts, under the same name."""
+def run_scaled_rows(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Return the output of each expert for rows that were scaled by its weights (Llama 4).
 
-    class PackedExperts(module_class):  # type: ignore[misc, valid-type]
-        def forward(
-            self,
-            hidden_states: torch.Tensor,
-            top_k_index: torch.Tensor,
-            top_k_weights: torch.Tensor,
-        ) -> torch.Tensor:
-            return run_experts(self, hidden_states, top_k_index, top_k_weights)
+    Rows of zeros are not computed: an expert without biases leaves them as they are.
 
-        def _apply(self, fn: Any, recurse: bool = True) -> Any:
-            # Scales stay in float32 when the model is converted to another dtype.
-            before = {
-                name: self._parameters[name].detach()
-                for names in self.packed_names.values()
-                for name in names
-            }
-            super()._apply(fn, recurse)
-            for name, tensor in before.items():
-                after = self._parameters[name]
-                if after.dtype is not tensor.dtype:
-                    kept = tensor.to(after.device)
-                    self._parameters[name] = nn.Parameter(kept, requires_grad=False)
-            return self
+    Args:
+        module: A packed experts module.
+        hidden_states: The rows of each expert, one expert after the other.
+            # (num_experts * num_tokens, hidden_size)
+    """
+    held: Any = module
+    num_experts = held.packed_matrices[-1].num_experts
+    hit = find_hit_rows(module, hidden_states)
+    ids = hit // (len(hidden_states) // num_experts)
+    rows = hidden_states[hit]
+    outputs = torch.zeros_like(hidden_states)
+    outputs[hit] = run_experts(module, rows, ids.unsqueeze(1), rows.new_ones(len(rows), 1))
+    return outputs
 
-    PackedExperts.__name__ = module_class.__name__
-    PackedExperts.__qualname__ = module_class.__qualname__
-    PackedExperts.__module__ = module_class.__module__
-    return PackedExperts
+
+def find_hit_rows(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Return the numbers of rows that aren't zero."""
+    del module
+    return hidden_states.any(dim=1).nonzero().squeeze(1)
 
 
 def run_experts(
@@ -210,19 +157,17 @@ def _run_few(module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor) 
         # (num_tokens * top_k, hidden_size)
     """
     held: Any = module
-    rows, chosen = hidden_states, ids.reshape(-1)
-    for matrix in held.packed_matrices:
-        if rows is not hidden_states:
-            rows = _activate(module, rows)
-        rows = launch.multiply_each(
-            rows,
-            chosen,
-            packed_tensors(module, matrix),
-            matrix,
-            held.packing,
-            bias=_find_bias(module, matrix),
-        )
-    return _finish(module, rows)
+    *into, down = held.packed_matrices
+    chosen = ids.reshape(-1)
+
+    def multiply(rows: torch.Tensor, matrix: ExpertMatrix) -> torch.Tensor:
+        tensors, bias = packed_tensors(module, matrix), _find_bias(module, matrix)
+        return launch.multiply_each(rows, chosen, tensors, matrix, held.packing, bias=bias)
+
+    products = [multiply(hidden_states, matrix) for matrix in into]
+    rows = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+    del products
+    return _finish(module, multiply(_activate(module, rows), down))
 
 
 def _run_grouped(
@@ -230,7 +175,7 @@ def _run_grouped(
 ) -> torch.Tensor:
     """Return the weighted sum of each token's experts, computed with rows sorted by expert."""
     held: Any = module
-    up, down = held.packed_matrices
+    *_, last_into, down = held.packed_matrices
     ordered, order = torch.sort(ids.reshape(-1), stable=True)
     edges = torch.arange(down.num_experts + 1, device=ids.device, dtype=ids.dtype)
     bounds = torch.searchsorted(ordered, edges, out_int32=True)
@@ -240,7 +185,7 @@ def _run_grouped(
     dtype = hidden_states.dtype
     shape = (len(order), hidden_states.shape[-1])
     outputs: torch.Tensor | None = None
-    for experts in _iter_chunks(counts, (up, down), dtype):
+    for experts in _iter_chunks(counts, held.packed_matrices, dtype):
         first, last = experts[0], experts[-1]
         start, end = starts[first], starts[last + 1]
         rows = hidden_states[tokens[start:end]]
@@ -248,15 +193,24 @@ def _run_grouped(
         if len(ends) > len(experts):
             hit = torch.tensor([expert - first for expert in experts], device=ends.device)
             ends = ends[hit]
-        for matrix in (up, down):
+        gates: torch.Tensor | None = None
+        for matrix in held.packed_matrices:
             matrices = unpack_matrix(module, matrix, experts, dtype=dtype)
-            rows = _multiply_groups(rows, matrices, [counts[expert] for expert in experts], ends)
+            product = _multiply_groups(rows, matrices, [counts[expert] for expert in experts], ends)
             del matrices
+            if matrix is not down and matrix is not last_into:
+                gates = product
+                continue
+            rows = product
+            del product
             bias = _find_bias(module, matrix)
             if bias is not None:
                 rows = rows + bias[ordered[start:end]]
-            if matrix is up:
-                rows = _activate(module, rows)
+            if matrix is last_into:
+                rows = _activate(
+                    module, rows if gates is None else torch.cat([gates, rows], dim=-1)
+                )
+                gates = None
         rows = _finish(module, rows)
         if len(rows) == len(order):
             outputs = rows
@@ -322,13 +276,16 @@ def _find_bias(module: nn.Module, matrix: ExpertMatrix) -> torch.Tensor | None:
 
 
 def _activate(module: Any, rows: torch.Tensor) -> torch.Tensor:
-    if "gate_up_proj" not in module._parameters:
+    first = module.packed_matrices[0].name
+    if first == "up_proj":
         activated: torch.Tensor = module.act_fn(rows)
-    elif hasattr(module, "_apply_gate"):
+    elif first == "gate_up_proj" and hasattr(module, "_apply_gate"):
         activated = module._apply_gate(rows)
     else:
         gate, up = rows.chunk(2, dim=-1)
-        activated = module.act_fn(gate) * up
+        owner = module.get_submodule(first.rpartition(".")[0])
+        activation = owner.activation_fn if owner is not module else module.act_fn
+        activated = activation(gate) * up
     return activated
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import bitsandbytes.functional
 import bitsandbytes.nn
 import torch
 from torch import nn
@@ -34,6 +36,8 @@ class LeanLinear4bit(_library.Linear4bit):  # type: ignore[misc]
             and x.numel() > 0
         )
         if not is_plain:
+            if x.device.type == "cpu" and held.support_avx512bf16_for_cpu:
+                self._keep_scales()
             usual: torch.Tensor = super().forward(x)
             return usual
         kept = held.__dict__.get("_plain_codes")
@@ -45,6 +49,28 @@ class LeanLinear4bit(_library.Linear4bit):  # type: ignore[misc]
             x, kept[1], state.shape, state.absmax, state.blocksize, state.quant_type, bias=bias
         )
         return product
+
+    def _keep_scales(self) -> None:
+        """Keep the scales as they are stored.
+
+        For its kernel for some CPUs, bitsandbytes rounds them to bfloat16 and transposes them, and
+        doesn't undo that when the layer is saved.
+        """
+        held: Any = self
+        state = held.weight.quant_state
+        if state is not None and not getattr(state, "packing_format_for_cpu", False):
+            held.__dict__["_stored_state"] = copy.copy(state)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        weight: Any = self.weight
+        if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
+            functions: Any = bitsandbytes.functional
+            undo = functions._convert_weight_packed_for_cpu_inverse
+            weight.data, _ = undo(weight.data, weight.quant_state)
+            weight.quant_state = self.__dict__.pop("_stored_state")
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
 
 def make_lean(model: nn.Module) -> None:

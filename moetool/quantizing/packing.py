@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from moetool.quantizing.kinds import Quantization
+from moetool.quantizing.loading.cpu_codes import one_thread_each, quantize_blocks
 
 # Weights that share a scale, and scales that share a nested one: bitsandbytes' own numbers.
 BLOCK_SIZE = 64
 NESTED_BLOCK_SIZE = 256
 # Weights that are quantized at a time on the CPU.
-_CPU_WEIGHTS = 2**20
+_CPU_WEIGHTS = 2**18
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ class ExpertMatrix:
     def num_weights(self) -> int:
         """Weights of one expert."""
         return self.out_features * self.in_features
+
+    @property
+    def plain_shape(self) -> tuple[int, int, int]:
+        """The dimensions of the plain parameter, if it has three."""
+        width = (self.out_features, self.in_features)
+        return (self.num_experts, *(width[::-1] if self.is_transposed else width))
 
     @property
     def num_blocks(self) -> int:
@@ -101,41 +109,67 @@ class Packing:
             stack: The plain parameter, in float32, float16 or bfloat16.
             matrix: Its shape.
         """
-        packed = {
-            name: torch.empty(shape, dtype=dtype, device=stack.device)
-            for name, (shape, dtype) in self.list_tensors(matrix).items()
-        }
+        return self.pack_each(iter(stack.view(matrix.plain_shape)), matrix)
+
+    def pack_each(
+        self, weights: Iterator[torch.Tensor], matrix: ExpertMatrix
+    ) -> dict[str, torch.Tensor]:
+        """Return a stack's tensors by name, made of one expert after the other.
+
+        Args:
+            weights: The part of the plain parameter that belongs to each expert.
+            matrix: Its shape.
+
+        Raises:
+            ValueError: A part has another shape.
+        """
+        with one_thread_each() as pool:
+            return self._pack_each(weights, matrix, pool)
+
+    def _pack_each(
+        self, weights: Iterator[torch.Tensor], matrix: ExpertMatrix, pool: ThreadPoolExecutor
+    ) -> dict[str, torch.Tensor]:
+        packed: dict[str, torch.Tensor] = {}
+        shape = matrix.plain_shape[1:]
         for expert in range(matrix.num_experts):
-            weight = stack[expert]
-            weight = (weight.T if matrix.is_transposed else weight).contiguous()
-            for name, part in self._quantize_one(weight, matrix.name).items():
+            plain = next(weights).detach()
+            if plain.shape != shape:
+                seen, wanted = (" x ".join(map(str, each)) for each in (plain.shape, shape))
+                raise ValueError(
+                    f"{matrix.name} of an expert has {seen} weights instead of {wanted}"
+                )
+            # First, so that they don't take the place of weights that are freed.
+            packed = packed or {
+                name: torch.empty(shape_of, dtype=dtype, device=plain.device)
+                for name, (shape_of, dtype) in self.list_tensors(matrix).items()
+            }
+            weight = (plain.T if matrix.is_transposed else plain).contiguous()
+            del plain
+            for name, part in self._quantize_one(weight, matrix.name, pool).items():
                 target = packed[name][expert]
                 target.copy_(part.reshape(target.shape))
+            del weight
         return packed
 
-    def _quantize_one(self, weight: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
+    def _quantize_one(
+        self, weight: torch.Tensor, name: str, pool: ThreadPoolExecutor
+    ) -> dict[str, torch.Tensor]:
         import bitsandbytes.functional as kernels
 
         functions: Any = kernels
         if not self.is_4bit:
             # `Int8Params` goes by way of float16 as well.
-            halves = [
-                functions.int8_vectorwise_quant(rows.to(torch.float16))
-                for rows in _split_rows(weight)
-            ]
-            codes, scale = (torch.cat(parts) for parts in list(zip(*halves, strict=True))[:2])
-            return {name: codes, f"{name}_scale": scale}
-        quantized = [
-            functions.quantize_4bit(
-                rows,
-                blocksize=BLOCK_SIZE,
-                compress_statistics=False,
-                quant_type=self.quantization.value,
+            halves = _map(
+                lambda rows: functions.int8_vectorwise_quant(rows.to(torch.float16))[:2],
+                _split_rows(weight),
+                pool,
             )
-            for rows in _split_rows(weight)
-        ]
-        codes = torch.cat([part for part, _ in quantized])
-        absmax = torch.cat([state.absmax for _, state in quantized])
+            codes, scale = (torch.cat(parts) for parts in zip(*halves, strict=True))
+            return {name: codes, f"{name}_scale": scale}
+        quantized = _map(
+            lambda rows: self._quantize_4bit(rows, functions), _split_rows(weight), pool
+        )
+        codes, absmax = (torch.cat(parts) for parts in zip(*quantized, strict=True))
         if not self.is_double_quantized:
             return {name: codes, f"{name}_absmax": absmax}
         # As `quantize_4bit` compresses its statistics.
@@ -148,11 +182,32 @@ class Packing:
             f"{name}_offset": offset,
         }
 
+    def _quantize_4bit(
+        self, rows: torch.Tensor, functions: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the codes and scales of some rows of a matrix."""
+        if rows.is_cpu and rows.numel() % BLOCK_SIZE == 0:
+            return quantize_blocks(rows, self.quantization, block_size=BLOCK_SIZE)
+        codes, state = functions.quantize_4bit(
+            rows,
+            blocksize=BLOCK_SIZE,
+            compress_statistics=False,
+            quant_type=self.quantization.value,
+        )
+        return codes.flatten(), state.absmax
+
+
+def _map(
+    function: Callable[[torch.Tensor], Any], parts: Sequence[torch.Tensor], pool: ThreadPoolExecutor
+) -> Iterable[Any]:
+    """Return a function's results for parts of a matrix; on a GPU there is only one."""
+    return map(function, parts) if len(parts) == 1 else pool.map(function, parts)
+
 
 def _split_rows(weight: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Return a matrix in parts of whole blocks, which are quantized one after the other.
+    """Return a matrix in parts of whole blocks, as many of which are quantized as there are threads.
 
-    bitsandbytes' functions for the CPU take up to 26 bytes of temporaries for each weight.
+    Temporaries take up to 26 bytes for each weight, and stay in the processor's caches if they are few.
     """
     if not weight.is_cpu:
         return [weight]

@@ -23,11 +23,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.quantizing.choice import QuantizationChoice
-from moetool.quantizing.experts import is_packed, pack_module
 from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.layout import list_modules_left_out, list_packable
 from moetool.quantizing.linear import make_lean
-from moetool.quantizing.packing import ExpertMatrix, Packing
+from moetool.quantizing.loading.packed_modules import list_packed_names, pack_module
+from moetool.quantizing.loading.stacks import find_matrix
+from moetool.quantizing.loading.streaming import pack_while_reading
+from moetool.quantizing.packing import Packing
 from moetool.quantizing.saving.reloading import make_conversions
 from moetool.registration import METHOD, remove_placeholders
 
@@ -119,8 +121,8 @@ class ExpertsQuantizer(HfQuantizer):
         self, model: PreTrainedModel, param_name: str, param: torch.Tensor
     ) -> float:
         """Return the bytes of an element of a loaded parameter."""
-        module, _ = get_module_from_name(model, param_name)
-        if is_packed(module):
+        module, name = get_module_from_name(model, param_name)
+        if name in list_packed_names(module):
             matrix = find_matrix(model, param_name)
             if matrix is None:
                 return param.element_size()
@@ -149,17 +151,22 @@ class ExpertsQuantizer(HfQuantizer):
         self, model: PreTrainedModel, **_: object
     ) -> PreTrainedModel:
         make_lean(model)
+        # `save_pretrained` would undo them. Quantized weights keep the model's own names in files.
+        loaded: Any = model
+        loaded._weight_conversions = []
         return model
 
-    def get_quantize_ops(self) -> ConversionOps:
+    def get_quantize_ops(self) -> PackWeights:
         """Return the operation that follows those that fuse the weights of a parameter."""
         return PackWeights(self.packing, self._linears)
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+    def update_weight_conversions(
+        self, weight_conversions: list[Any], model: Any = None
+    ) -> list[Any]:
         """Return the conversions of files: those of quantized weights have the model's names."""
         del model
         if not self.pre_quantized:
-            return weight_conversions
+            return pack_while_reading(weight_conversions)
         operation = self._linears.get_load_operations()["deserialize"]
         names = self._linears.serialized_names["weight"]
         return [*make_conversions(self, operation, names)]
@@ -183,7 +190,7 @@ class PackWeights(ConversionOps):
     """Quantizes one parameter, which is the only plain one at that time."""
 
     def __init__(self, packing: Packing, linears: Any) -> None:
-        self._packing = packing
+        self.packing = packing
         self._linears = linears
 
     def convert(
@@ -201,12 +208,7 @@ class PackWeights(ConversionOps):
             weight = value[0] if isinstance(value, list) else value
             matrix = find_matrix(model, path)
             if matrix is not None:
-                owner = path.rpartition(".")[0]
-                packed = self._packing.quantize(weight, matrix)
-                converted |= {
-                    f"{owner}.{name}": nn.Parameter(tensor, requires_grad=False)
-                    for name, tensor in packed.items()
-                }
+                converted |= self.take_packed(path, self.packing.quantize(weight, matrix))
             elif self._linears.param_needs_quantization(model, path):
                 operation = self._linears.get_quantize_ops()
                 converted |= operation.convert({path: weight}, model=model, **kwargs)
@@ -214,21 +216,22 @@ class PackWeights(ConversionOps):
                 converted[path] = weight
         return converted
 
+    def take_packed(
+        self, path: str, packed: dict[str, torch.Tensor], **_: object
+    ) -> dict[str, Any]:
+        """Return the tensors that take the place of a stack of experts, by path."""
+        owner = path.rpartition(".")[0]
+        return {
+            f"{owner}.{name}": nn.Parameter(tensor, requires_grad=False)
+            for name, tensor in packed.items()
+        }
+
 
 def make_config(choice: QuantizationChoice) -> ExpertsConfig:
     """Return the `quantization_config` of a choice, for `from_pretrained`."""
     return ExpertsConfig(
         choice.quantization.value, choice.is_double_quantized, choice.quantizes_experts
     )
-
-
-def find_matrix(model: PreTrainedModel, path: str) -> ExpertMatrix | None:
-    """Return what the parameter at a path stacks; None unless it is in a packed module."""
-    module, name = get_module_from_name(model, path)
-    if not is_packed(module):
-        return None
-    held: Any = module
-    return next((matrix for matrix in held.packed_matrices if matrix.name == name), None)
 
 
 def prepare_model(
@@ -256,17 +259,16 @@ def prepare_model(
         quantization_config=linears.quantization_config,
         pre_quantized=is_quantized,
     )
-    _tie_scales(model)
+    _tie_scales(model, config.packing)
 
 
-def _tie_scales(model: PreTrainedModel) -> None:
+def _tie_scales(model: PreTrainedModel, packing: Packing) -> None:
     """Tie the scales of matrices that are tied themselves (DiffusionGemma)."""
     tied: dict[str, str] = model.all_tied_weights_keys
     for target, source in list(tied.items()):
         matrix = find_matrix(model, target)
         if matrix is None:
             continue
-        module: Any = get_module_from_name(model, target)[0]
-        for name in module.packing.list_tensors(matrix):
+        for name in packing.list_tensors(matrix):
             suffix = name.removeprefix(matrix.name)
             tied[f"{target}{suffix}"] = f"{source}{suffix}"

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.quantizing.choice import QuantizationChoice
-from moetool.quantizing.experts import is_packed
 from moetool.quantizing.layout import list_converted_linears, list_packable
+from moetool.quantizing.loading.packed_modules import is_packed, list_packed_names
 from moetool.quantizing.packing import ExpertMatrix, Packing
 
 
@@ -77,7 +77,8 @@ def plan_bytes(
 def count_plain_layer(model: PreTrainedModel) -> int:
     """Return the bytes of the largest layer's experts before they are packed; 0 if none are.
 
-    At most that many are on the device unpacked while a model loads.
+    At most that many are on the device unpacked while a model loads: where files hold the experts
+    of a layer in one tensor.
     """
     packed: list[Any] = [module for module in model.modules() if is_packed(module)]
     weights = (sum(m.num_experts * m.num_weights for m in each.packed_matrices) for each in packed)
@@ -103,7 +104,7 @@ def measure_bytes(model: PreTrainedModel) -> WeightBytes:
     sizes = {"experts": 0, "linears": 0, "plain": 0}
     seen: set[int] = set()
     for module in model.modules():
-        packed = _list_packed_names(module)
+        packed = list_packed_names(module)
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen:
                 continue
@@ -112,13 +113,6 @@ def measure_bytes(model: PreTrainedModel) -> WeightBytes:
             part = "experts" if name in packed else "linears" if scales else "plain"
             sizes[part] += parameter.nbytes + sum(scale.nbytes for scale in scales)
     return WeightBytes(**sizes)
-
-
-def _list_packed_names(module: nn.Module) -> set[str]:
-    if not is_packed(module):
-        return set()
-    held: Any = module
-    return {name for names in held.packed_names.values() for name in names}
 
 
 def _iter_scales(module: nn.Module, parameter: Any) -> Iterator[torch.Tensor]:

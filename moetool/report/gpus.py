@@ -22,6 +22,7 @@ _LEGEND = (
     "memory: as the driver reports it; * as advertised. bf16 and fp8: peaks of dense matrices, in "
     "TFLOPS. Each name is one for `moetool memory-estimate --gpu`, as is an amount such as 24GiB."
 )
+_OF_TPUS = "tpu: one chip; only weights, cache and bounds on time are estimated for it."
 _COLUMNS = (
     "id",
     "title",
@@ -60,10 +61,22 @@ def render_table_text(gpus: Sequence[Gpu], view: View = DEFAULT_VIEW) -> str:
         right=(1, 2, 3, 4),
     )
     closing = [
-        *make_paragraphs([f"{number_of(len(gpus), 'GPU')}."]),
-        *make_paragraphs([_LEGEND], Style.MUTED),
+        *make_paragraphs([f"{_word_number(gpus)}."]),
+        *make_paragraphs([_LEGEND, *_list_remarks(gpus)], Style.MUTED),
     ]
     return render_page(([table], closing), view)
+
+
+def _word_number(gpus: Sequence[Gpu]) -> str:
+    kinds = {
+        kind: [gpu for gpu in gpus if gpu.is_tpu == (kind == "TPU")] for kind in ("GPU", "TPU")
+    }
+    words = [number_of(len(each), kind) for kind, each in kinds.items() if each]
+    return " and ".join(words or [number_of(0, "GPU")])
+
+
+def _list_remarks(gpus: Sequence[Gpu]) -> list[str]:
+    return [_OF_TPUS] if any(gpu.is_tpu for gpu in gpus) else []
 
 
 def render_json(gpus: Sequence[Gpu], _: View = DEFAULT_VIEW) -> str:

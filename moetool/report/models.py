@@ -157,7 +157,8 @@ def _list_rows(catalogue: Selection) -> Iterator[dict[str, object]]:
             "not_counted_because": model.not_counted_because,
         }
     for system in catalogue.systems:
-        yield {"kind": _REPORTED, **asdict(system)}
+        named = {name: value for name, value in asdict(system).items() if name in _COLUMNS}
+        yield {"kind": _REPORTED, **named}
 
 
 def _mark(model: PublishedModel) -> str:

@@ -73,6 +73,15 @@ class RunOptions:
         """
         return not (self.cache.is_offloaded or (self.cache.is_static and self.num_beams > 1))
 
+    @property
+    def is_led_by_sizes(self) -> bool:
+        """Whether the first steps of a generation depend on the sizes of its prompts alone.
+
+        A static cache is as long as the whole generation, and a quantized one is quantized anew
+        after some of its steps.
+        """
+        return self.cache == DYNAMIC_CACHE and self.num_beams == self.num_return_sequences == 1
+
     def choose_search(self) -> dict[str, Any]:
         """Return the arguments by which `generate` searches for the best tokens, or samples them."""
         return choose_search(self.num_beams, self.num_return_sequences)

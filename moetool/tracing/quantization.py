@@ -18,9 +18,6 @@ from moetool.wording import format_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-# Fused weights of a layer, in their own dtype, exist next to those that they are made of.
-_LAYERS_WHILE_LOADING = 1.5
-
 
 def check_loadable(
     config: PreTrainedConfig,
@@ -86,7 +83,8 @@ def _count_while_loading(
         sum(matrix.num_experts * matrix.num_weights for matrix in matrices)
         for _, _, matrices in packable
     )
-    return int(_LAYERS_WHILE_LOADING * largest * dtype.itemsize)
+    # Experts are packed one by one, unless a file has those of a layer in one tensor.
+    return largest * dtype.itemsize
 
 
 def describe_quantization(model: PreTrainedModel) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
-from moetool.quiet import quiet_transformers
+from moetool.process.quiet import quiet_transformers
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts

@@ -74,6 +74,15 @@ def count_ling_mini() -> int:
     return layers + hidden + 2 * 157184 * hidden
 
 
+def count_deepseek_moe_16b() -> int:
+    """Return DeepSeekMoE 16B's parameters: a dense layer, 27 of 64 routed and 2 shared experts."""
+    hidden = 2048
+    attention = count_attention(hidden, heads=16, kv_heads=16)
+    experts = (64 + 2) * count_gated_mlp(hidden, 1408) + 64 * hidden
+    layers = 28 * (attention + 2 * hidden) + count_gated_mlp(hidden, 10944) + 27 * experts
+    return layers + hidden + 2 * 102400 * hidden
+
+
 def count_kimi_k2() -> int:
     """Return Kimi-K2's parameters: latent attention, a dense layer, 60 of 384 + 1 experts."""
     hidden, heads, query_rank, key_value_rank = 7168, 64, 1536, 512
@@ -124,6 +133,7 @@ def count_switch_c() -> int:
 
 # By short name: how it is counted by hand, and its layers.
 BY_HAND: dict[str, tuple[Callable[[], int], int]] = {
+    "deepseek-moe-16b": (count_deepseek_moe_16b, 28),
     "grok-1": (count_grok_1, 64),
     "kimi-k2": (count_kimi_k2, 61),
     "ling-lite": (count_ling_lite, 28),

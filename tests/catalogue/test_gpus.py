@@ -15,6 +15,7 @@ from moetool.catalogue.gpus import (
     list_gpus,
     parse_memory,
     read_gpus,
+    read_tpus,
 )
 from moetool.errors import UsageError
 
@@ -235,12 +236,12 @@ def test_what_is_only_advertised_is_said_to_be() -> None:
 def test_gpus_are_listed_by_memory() -> None:
     sizes = [gpu.memory_bytes for gpu in list_gpus()]
     assert sizes == sorted(sizes)
-    assert len(sizes) == len(GPUS)
+    assert len(sizes) == len(GPUS) + len(read_tpus())
     assert {gpu.vendor for gpu in list_gpus(vendor="amd")} == {"AMD"}
     assert len(list_gpus(vendor="AMD")) + len(list_gpus(vendor="NVIDIA")) == len(GPUS)
     with pytest.raises(UsageError, match="'intel'") as caught:
         list_gpus(vendor="intel")
-    assert caught.value.hint == "Choose AMD or NVIDIA."
+    assert caught.value.hint == "Choose AMD, Google or NVIDIA."
 
 
 def test_a_card_has_the_memory_that_it_is_sold_with() -> None:

@@ -15,6 +15,7 @@ from moetool.anatomy.skeleton.build import created_on, find_auto_class
 # Parameters of the class that a model is counted with, its extra parameters left out.
 TOTALS = {
     "dbrx": 131_596_523_520,
+    "deepseek-moe-16b": 16_375_728_128,
     "deepseek-r1": 671_026_404_352,
     "deepseek-v2": 235_741_434_880,
     "deepseek-v2-lite": 15_706_484_224,

@@ -34,6 +34,8 @@ OPTIONS = {
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
     | {"--engine", "--gpu-memory-utilization", "--kv-cache-dtype", "--tensor-parallel"}
     | {"--engine-overhead", "--parallel", "--nodes"}
+    | {"--n-gpu-layers", "--n-cpu-moe", "--override-tensor", "--ctx-size", "--ubatch-size"}
+    | {"--cache-type-k", "--cache-type-v"}
     | {"--optimizer", "--gradient-checkpointing", "--freeze", "--lora-rank"}
     | {"--lora-targets"}
     | {"--double-quantization", "--trace", "--measure", "--save"},

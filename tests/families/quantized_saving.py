@@ -20,11 +20,12 @@ from tests.families.tiny.models import text_inputs
 from tests.families.tiny.proof import recorded_layers, run
 
 # Each differs from the others in what its checkpoint or its experts are like: matrices of single
-# experts, fused, transposed or interleaved ones, biases, no gates, tied stacks, Mamba, vision towers,
-# parameters in float32, names that contain `weight`.
+# experts, rows of all experts, fused, transposed or interleaved ones, biases, no gates, tied stacks,
+# Mamba, vision towers, parameters in float32, names that contain `weight`.
 SAVED = {
-    *("aria", "deepseek_v3", "diffusion_gemma", "gpt_oss", "granitemoe", "kimi_linear", "mixtral"),
-    *("nemotron_h", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "qwen4_exp_text", "zaya"),
+    *("aria", "dbrx", "deepseek_v3", "diffusion_gemma", "gpt_oss", "granitemoe", "kimi_linear"),
+    *("llama4_text", "mixtral", "nemotron_h", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_vl_moe"),
+    *("qwen4_exp_text", "zaya"),
 }
 
 

@@ -14,8 +14,8 @@ import pytest
 import moetool
 from moetool import __main__ as command
 from moetool.errors import InputError
-from moetool.garbage import seldom_collected
 from moetool.memory.scenario import Scenario
+from moetool.process.garbage import seldom_collected
 from tests.memory.saved_configs import make_runs, save_config
 
 USUAL = (700, 10, 10)

@@ -142,7 +142,7 @@ def test_quantized_experts_are_shown_next_to_those_that_transformers_loads() -> 
     assert quantized.figures.weights_bytes / 2**30 == pytest.approx(3.9, abs=0.01)
     # The experts of a layer in bfloat16, more than the weights.
     loading_bytes = quantized.figures.weights_bytes + expert_weights // 16 * 2
-    words = f"While it loads, it takes about {format_bytes(loading_bytes)} at its peak"
+    words = f"While it loads, it takes up to {format_bytes(loading_bytes)}: files that hold"
     assert sum(note.startswith(words) for note in quantized.notes) == 1
     assert not any("While it loads" in note for note in as_loaded.notes)
 

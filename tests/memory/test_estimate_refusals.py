@@ -29,7 +29,12 @@ def tiny(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("ask", "kind", "error", "hint"),
     [
-        (lambda: estimate_memory("gpt-4"), InputError, "GPT-4 is known from reports", "inspect"),
+        (
+            lambda: estimate_memory("gpt-4", measure=True),
+            UsageError,
+            "GPT-4 is known from reports",
+            "--measure",
+        ),
         (lambda: estimate_memory("demo", gpu="h2000"), UsageError, "'h2000'", "h200"),
         (
             lambda: estimate_memory("demo", [replace(TINY, num_prompt_tokens=10_000)]),

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from moetool.quantizing.experts import pack_module
 from moetool.quantizing.layout import find_matrices
+from moetool.quantizing.loading.packed_modules import pack_module
 from moetool.quantizing.packing import Packing
 
 NUM_EXPERTS, WIDTH, INNER = 12, 64, 64

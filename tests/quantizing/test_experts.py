@@ -16,6 +16,12 @@ from moetool.quantizing.packing import ExpertMatrix, Packing
 from tests.quantizing.plain_experts import INNER, NUM_EXPERTS, WIDTH, PlainExperts, pack
 
 
+class ScaledRowsExperts(PlainExperts):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        del hidden_states
+        raise AssertionError("packed experts run other code")
+
+
 @pytest.fixture
 def packed() -> Any:
     torch.manual_seed(0)
@@ -61,6 +67,32 @@ def test_only_experts_that_are_hit_are_dequantized_in_parts_of_bounded_size(
     assert list(seen.values()) == [[0, 3, 4, 7, 11]] * 2
     expected = run_one_by_one(packed, rows, ids, weights)
     assert torch.allclose(output, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_experts_that_get_rows_of_zeros_only_are_not_dequantized(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    module = pack(ScaledRowsExperts(), Packing(Quantization.NF4))
+    seen: set[int] = set()
+
+    def unpack(
+        module: nn.Module, matrix: ExpertMatrix, experts: Sequence[int], *, dtype: torch.dtype
+    ) -> torch.Tensor:
+        seen.update(experts)
+        return unpack_matrix(module, matrix, experts, dtype=dtype)
+
+    monkeypatch.setattr(running, "unpack_matrix", unpack)
+    rows = torch.randn(3, WIDTH)
+    scaled = torch.zeros(NUM_EXPERTS, 3, WIDTH)
+    scaled[7, 0], scaled[2, 1:] = rows[0], rows[1:]
+    with torch.inference_mode():
+        output = module(scaled.view(-1, WIDTH)).view_as(scaled)
+    ids = torch.tensor([[7], [2], [2]])
+    expected = run_one_by_one(module, rows, ids, torch.ones(3, 1))
+    assert torch.allclose(output.sum(dim=0), expected, rtol=1e-5, atol=1e-3)
+    assert seen == {2, 7}
+    assert output.any(dim=2).nonzero().tolist() == [[2, 1], [2, 2], [7, 0]]
 
 
 def test_no_tokens_and_ids_without_matrices_give_zeros(packed: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from transformers import AutoModelForCausalLM
 
 from moetool import inspect_model, load_quantized, quantize_checkpoint
 from moetool.checkpoint.headers.local_headers import read_local_headers
-from moetool.errors import InputError, UsageError
+from moetool.errors import InputError, OutOfMemoryError, UsageError
+from moetool.library import quantize_checkpoint as quantize_module
 from moetool.quantizing.saving.save import save_quantized
 from moetool.quantizing.saving.shards import ShardWriter
-from moetool.quantizing.saving.stored_weights import list_stored
+from moetool.quantizing.saving.stored_weights import StoredWeight, list_stored
 from tests.families.quantized_saving import compare_tensors
 from tests.tiny_models import build_model
 
@@ -77,11 +79,45 @@ def _headers(folder: Path) -> Any:
     return headers
 
 
+@pytest.mark.parametrize(("quantization", "options"), FORMATS)
+def test_transformers_saves_what_loads_again_bit_for_bit(
+    quantization: str, options: dict[str, Any], olmoe: Path, tmp_path: Path
+) -> None:
+    model = load_quantized(olmoe, quantization, device="cpu", **options)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name in ("first", "second"):
+        with torch.inference_mode():
+            # A run changes what bitsandbytes' layers hold.
+            model(torch.arange(4).unsqueeze(0))
+        model.save_pretrained(tmp_path / name)
+        loader: Any = AutoModelForCausalLM.from_pretrained if name == "first" else load_quantized
+        model = loader(tmp_path / name)
+        compare_tensors(model.state_dict(), expected)
+
+
 def test_plain_weights_are_converted_to_the_dtype_asked_for(olmoe: Path, tmp_path: Path) -> None:
     quantize_checkpoint(olmoe, tmp_path / "saved")
     loaded = load_quantized(tmp_path / "saved", dtype="float32")
     dtypes = {parameter.dtype for parameter in loaded.parameters()}
     assert dtypes == {torch.float32, torch.uint8}
+
+
+def test_weights_of_one_expert_are_in_memory_at_a_time(
+    olmoe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, alive, most = StoredWeight._read, list[Any](), 0
+
+    def watch(self: StoredWeight) -> torch.Tensor:
+        nonlocal most
+        tensor = read(self)
+        if ".experts." in self.header.name:
+            alive[:] = [*(each for each in alive if each() is not None), weakref.ref(tensor)]
+            most = max(most, len(alive))
+        return tensor
+
+    monkeypatch.setattr(StoredWeight, "_read", watch)
+    quantize_checkpoint(olmoe, tmp_path / "saved")
+    assert most == 2
 
 
 def test_a_checkpoint_may_take_several_files(
@@ -146,6 +182,15 @@ def test_what_a_killed_run_left_behind_is_replaced_and_other_folders_are_not(
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
+def test_too_little_memory_is_known_before_anything_is_read(
+    olmoe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_module, "find_available_bytes", lambda: 100_000)
+    with pytest.raises(OutOfMemoryError, match=r"while it is quantized, and 97\.7 KiB are"):
+        quantize_checkpoint(olmoe, tmp_path / "saved")
+    assert not any(tmp_path.iterdir())
+
+
 def _drop(folder: Path) -> None:
     path = next(folder.glob("*.safetensors"))
     tensors = load_file(path)
@@ -204,7 +249,7 @@ def test_another_format_is_not_laid_over_the_saved_one(olmoe: Path, tmp_path: Pa
         lambda: load_quantized(tmp_path / "saved", "int8"),
         lambda: quantize_checkpoint(tmp_path / "saved", tmp_path / "again"),
     ):
-        with pytest.raises(InputError, match="quantized already"):
+        with pytest.raises(InputError, match=r"are quantized already \(moetool, nf4\)"):
             act()
 
 

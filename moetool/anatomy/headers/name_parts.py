@@ -107,7 +107,7 @@ WEIGHT_PARTS = (*_WEIGHT_WORDS, "_qdata", "_data._data", "_data", "blocks", "pac
 # Words that bitsandbytes appends to the name of a 4-bit weight.
 _OF_4_BITS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 # Scales that moetool keeps next to the stack of one matrix of each expert in 4 bits.
-_OF_STACKS = re.compile(r"(.*experts\.\w*proj)_(nested_absmax|absmax|offset)")
+_OF_STACKS = re.compile(r"(.*experts\.(?:\w*proj|\w+\.[vw]\d))_(nested_absmax|absmax|offset)")
 # Parts that are scales, regardless of their neighbours.
 SCALE_PARTS = _SCALE_WORDS | frozenset(_SURE_ENDINGS + _OF_4_BITS)
 

@@ -37,6 +37,8 @@ class Reason(StrEnum):
         SHARED_EMBEDDING: They repeat the embedding that both stacks of an encoder-decoder share.
         ADAPTERS: They are low-rank updates of weights that are there too.
         OPTIMIZER: They are state of the training.
+        ROPE: They are factors of rotary positions.
+        ABSORBED: They repeat the expansion of a latent.
     """
 
     MTP = "layers that predict further tokens (MTP), which transformers does not build"
@@ -47,6 +49,8 @@ class Reason(StrEnum):
     SHARED_EMBEDDING = "the embedding that both stacks share, stored again for each"
     ADAPTERS = "LoRA adapters, which are not the model's own weights"
     OPTIMIZER = "the state of an optimizer"
+    ROPE = "factors of rotary positions, which follow from the configuration"
+    ABSORBED = "the latent's expansion, stored again for attention that doesn't absorb it"
 
 
 _OF_ROLES = {Role.SCALE: Reason.SCALES, Role.BUFFER: Reason.BUFFERS}
@@ -74,7 +78,7 @@ class OtherTensors:
     @property
     def are_parameters(self) -> bool:
         """Whether they are parameters, though not of this model."""
-        return self.reason not in (Reason.SCALES, Reason.BUFFERS)
+        return self.reason not in (Reason.SCALES, Reason.BUFFERS, Reason.ROPE)
 
 
 def sort_out(

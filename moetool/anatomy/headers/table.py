@@ -39,6 +39,10 @@ _DTYPES = {
     "I16": "int16",
     "I32": "int32",
     "I64": "int64",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "BOOL": "bool",
 }
 
 
@@ -51,6 +55,8 @@ class HeaderTable:
         other_tensors: Everything else in the files.
         num_layers: Layers in the names of tensors.
         num_experts: Routed experts by routed layer; None if neither names nor shapes show them.
+        expert_params: Parameters of one routed expert by routed layer, without those that all experts
+            of a layer share; None if experts differ, or if their number is unknown.
         top_k: The top-k that config.json states, if it leaves no doubt.
         dtype_bytes: Bytes of all tensors in the files by dtype.
         uncounted: Packed tensors that could not be counted, by place. The table counts them as 0.
@@ -67,6 +73,7 @@ class HeaderTable:
     other_tensors: tuple[OtherTensors, ...]
     num_layers: int
     num_experts: Mapping[tuple[str, int], int | None]
+    expert_params: Mapping[tuple[str, int], int | None]
     top_k: int | None
     dtype_bytes: Mapping[str, int]
     uncounted: Mapping[Place, int]
@@ -95,7 +102,12 @@ class _Cell:
     dtypes: dict[str, None] = field(default_factory=dict)
 
 
-def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> HeaderTable:
+def count_headers(
+    headers: TensorHeaders,
+    config: Mapping[str, object],
+    *,
+    stated_by: str | None = "config.json",
+) -> HeaderTable:
     """Return a checkpoint's parameters, counted by the headers of its files.
 
     Args:
@@ -103,6 +115,7 @@ def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> Heade
         config: Its config.json, from which only facts on the meaning of tensors are read: the number
             of layers, beyond which layers predict further tokens; whether the head is tied to the
             embedding; the packing of weights.
+        stated_by: The name of the file that the configuration is from; None if there is none.
     """
     text_config = read_text_config(config)
     are_tied = is_tied(config)
@@ -121,7 +134,7 @@ def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> Heade
     components = {place.component for place in cells}
     has_head = Component.LM_HEAD in components
     experts_unknown = find_header_signs(kept, routed=routed, config=config)
-    top_k, active_unknown = find_stated_top_k(config, text_config, num_experts)
+    top_k, active_unknown = find_stated_top_k(config, text_config, num_experts, stated_by=stated_by)
     active_unknown = experts_unknown or active_unknown
     table = ParameterTable(
         rows=tuple(
@@ -144,6 +157,7 @@ def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> Heade
         other_tensors=others,
         num_layers=len({(p.stack, p.layer) for p in cells if p.layer is not None}),
         num_experts=num_experts,
+        expert_params=_count_one_expert(cells, num_experts),
         top_k=top_k,
         dtype_bytes=_sum_dtypes(headers),
         uncounted=Counter(find_place(form, layer, routed) for _, form, layer in unread),
@@ -196,6 +210,21 @@ def _count_experts(
         else min(stacked.get((stack, layer), {0})) or None
         for stack, layer in sorted((s, n) for s, n in routed if n is not None)
     }
+
+
+def _count_one_expert(
+    cells: Mapping[Place, _Cell], num_experts: Mapping[tuple[str, int], int | None]
+) -> dict[tuple[str, int], int | None]:
+    """Return the parameters of one expert in each routed layer; None where they are unknown."""
+    counts: dict[tuple[str, int], int | None] = dict.fromkeys(num_experts)
+    for place, cell in cells.items():
+        if place.component is not Component.ROUTED_EXPERTS or place.layer is None:
+            continue
+        experts = num_experts.get((place.stack, place.layer))
+        if experts:
+            number, rest = divmod(cell.num_params - cell.num_common, experts)
+            counts[place.stack, place.layer] = None if rest else number
+    return counts
 
 
 def _count_active(

@@ -19,7 +19,10 @@ _VISION = re.compile(
 
 # Rules for tensors outside layers. The first that matches decides.
 _OUTSIDE = (
-    (Component.LM_HEAD, re.compile(r"(^|\.)(lm_head|embed_out|unembed|head|output|score)\.")),
+    (
+        Component.LM_HEAD,
+        re.compile(r"(^|\.)(lm_head|embed_out|unembed|head|output(_layer)?|score)\."),
+    ),
     (Component.NORM, re.compile(r"norm|(^|\.)ln_\w+\.")),
     (
         Component.OTHER,

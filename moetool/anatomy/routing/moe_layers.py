@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from moetool.anatomy.routing.proposed.expert_groups import ExpertGroup, find_expert_groups
+from moetool.anatomy.routing.proposed.expert_modules import ExpertModules, find_expert_modules
 from moetool.anatomy.routing.routing_signs import RoutingSign, describe_signs, find_routing_signs
 from moetool.anatomy.routing.rules import (
     RoutingRule,
@@ -17,7 +19,7 @@ from moetool.anatomy.routing.rules import (
     stacked_parameters,
 )
 from moetool.anatomy.routing.shards import count_shards
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.routing.walk import find_holder, join_path, walk_modules
 from moetool.choices import take_numbers
 from moetool.errors import DenseModelError, UntraceableError, UsageError
 
@@ -50,6 +52,8 @@ class MoeLayer:
         num_experts: Routed experts. Larger ids are those of identity experts.
         num_identity_experts: Experts that return their input unchanged.
         rule: The rule that reads its decisions.
+        members: By expert, the paths within the block of the modules that it consists of. Empty if
+            the experts are one module, or the children of one.
     """
 
     stack: str
@@ -59,6 +63,7 @@ class MoeLayer:
     num_experts: int
     num_identity_experts: int
     rule: RoutingRule
+    members: tuple[tuple[str, ...], ...] = ()
 
     def __hash__(self) -> int:
         # Hashed in every layer of every call that is recorded, where all fields would take longer.
@@ -95,13 +100,7 @@ def find_experts(model: nn.Module) -> FoundExperts:
     layers = tuple(
         _describe(path, model.get_submodule(path), rule) for path, rule in _find_rules(model)
     )
-    unreadable = tuple(path for path, _ in _find_other_experts(model, known=layers))
-    signs = find_routing_signs(
-        model,
-        blocks={layer.block_path for layer in layers},
-        experts={layer.experts_path for layer in layers},
-    )
-    return FoundExperts(layers, unreadable, signs)
+    return _find_rest(model, layers)
 
 
 def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[MoeLayer]:
@@ -116,7 +115,7 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
         UntraceableError: It has routed experts, or signs of them, that no rule reads, or whose
             reading is not exact.
     """
-    experts = find_experts(model)
+    experts = _add_proposed(model, find_experts(model))
     layers, name = experts.layers, type(model).__name__
     if not experts.are_all_read and not layers and not experts.unreadable:
         raise UntraceableError(
@@ -142,6 +141,47 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
             hint="Give --allow-inexact to trace it anyway; the trace is marked as inexact.",
         )
     return _tell_apart(list(layers))
+
+
+def _add_proposed(model: nn.Module, experts: FoundExperts) -> FoundExperts:
+    """Return the same experts with what else may be experts, if anything is left unread."""
+    if experts.are_all_read:
+        return experts
+    closed = {layer.block_path for layer in experts.layers}
+    groups = list(find_expert_groups(model, closed=closed))
+    inside = tuple(join_path(group.block_path, "") for group in groups)
+    lists = [
+        found
+        for found in find_expert_modules(model, closed=closed)
+        if not found.experts_path.startswith(inside)
+    ]
+    added = [*map(_describe_proposed, groups), *map(_describe_proposed, lists)]
+    return _find_rest(model, (*experts.layers, *added)) if added else experts
+
+
+def _describe_proposed(found: ExpertGroup | ExpertModules) -> MoeLayer:
+    is_group = isinstance(found, ExpertGroup)
+    return MoeLayer(
+        stack=_name_stack(found.experts_path),
+        layer=find_layer_number(found.experts_path) or 0,
+        experts_path=found.experts_path,
+        block_path=found.block_path,
+        num_experts=found.num_experts if isinstance(found, ExpertGroup) else len(found.members),
+        num_identity_experts=0,
+        rule=RoutingRule.OPERATIONS if is_group else RoutingRule.SEPARATE_EXPERTS,
+        members=() if isinstance(found, ExpertGroup) else found.members,
+    )
+
+
+def _find_rest(model: nn.Module, layers: tuple[MoeLayer, ...]) -> FoundExperts:
+    """Return routed layers, with everything else that may be experts."""
+    unreadable = tuple(path for path, _ in _find_other_experts(model, known=layers))
+    signs = find_routing_signs(
+        model,
+        blocks={layer.block_path for layer in layers},
+        experts={layer.experts_path for layer in layers},
+    )
+    return FoundExperts(layers, unreadable, signs)
 
 
 def describe_unread(model: nn.Module, experts: FoundExperts) -> list[str]:
@@ -216,7 +256,7 @@ def _describe(path: str, experts: nn.Module, rule: RoutingRule) -> MoeLayer:
         stack=_name_stack(path),
         layer=find_layer_number(path) or 0,
         experts_path=path,
-        block_path=path if holds_router else path.rpartition(".")[0],
+        block_path=path if holds_router else find_holder(path),
         num_experts=num_routed,
         num_identity_experts=max([num_routed, *stacked]) - num_routed,
         rule=rule,
@@ -252,7 +292,7 @@ def _stacked(experts: nn.Module) -> list[nn.Parameter]:
 
 
 def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
-    """Make the stacks of layers that share a stack and a number distinct, by their blocks' names."""
+    """Make the stacks of layers that share a stack and a number distinct, by their blocks' names or their paths."""
     shared = Counter((layer.stack, layer.layer) for layer in layers)
     named = [
         replace(layer, stack=f"{layer.stack}.{layer.block_path.rpartition('.')[2]}")
@@ -260,18 +300,13 @@ def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
         else layer
         for layer in layers
     ]
-    ambiguous = [
-        key for key, n in Counter((layer.stack, layer.layer) for layer in named).items() if n > 1
+    again = Counter((layer.stack, layer.layer) for layer in named)
+    return [
+        replace(layer, stack=f"{layer.stack}.{layer.experts_path}")
+        if again[layer.stack, layer.layer] > 1
+        else layer
+        for layer in named
     ]
-    if ambiguous:
-        raise UntraceableError(
-            f"Layer {ambiguous[0][1]} routes more than once, and the routings have no distinct names.",
-            hint="Trace one sub-model with RoutingRecorder.",
-            facts=[
-                f"seen: {layer.experts_path}" for layer in named if layer.stack == ambiguous[0][0]
-            ][:3],
-        )
-    return named
 
 
 def _find_other_experts(
@@ -283,11 +318,15 @@ def _find_other_experts(
     blocks have a `num_experts` too.
     """
     known = list(known)
+    is_block = any(not layer.block_path for layer in known)
     blocks = {layer.block_path for layer in known} - {""}
     for path, module in walk_modules(model, closed=blocks):
         if not path or path in blocks or not _holds_experts(path, module):
             continue
-        if not any(layer.experts_path.startswith(f"{path}.") for layer in known):
+        # If the model itself is a block, its children may be routers.
+        if is_block and "." not in path and not _has_many_matrices(module):
+            continue
+        if not any(f"{layer.experts_path}.".startswith(f"{path}.") for layer in known):
             yield path, module
 
 
@@ -298,3 +337,10 @@ def _holds_experts(path: str, module: nn.Module) -> bool:
     if isinstance(module, nn.ModuleDict | nn.ModuleList):
         return path.rpartition(".")[2] == "experts" and len(module) > 1
     return type(module).__name__.endswith("Experts") and any(True for _ in module.parameters())
+
+
+def _has_many_matrices(module: nn.Module) -> bool:
+    """Return whether a module could hold experts: it stacks matrices, or lists modules."""
+    if any(isinstance(inner, nn.ModuleDict | nn.ModuleList) for inner in module.modules()):
+        return True
+    return any(parameter.dim() > 2 for parameter in module.parameters())

@@ -19,7 +19,7 @@ from moetool.anatomy.routing.forward_calls import find_routing_calls, find_run_c
 from moetool.anatomy.routing.walk import walk_modules
 
 # In the names of modules, parameters and attributes of any model.
-_EXPERT_WORD = re.compile(r"expert|(^|_)moe(_|$)|moe$", re.IGNORECASE)
+EXPERT_WORD = re.compile(r"expert|(^|_)moe(_|$)|moe$", re.IGNORECASE)
 _EXPERT_CLASS = re.compile(r"(Experts?|MoE|Moe|MOE|MoeBlock|MoEBlock|MoELayer|MoeLayer|Router)\d*$")
 # In the names of code that is neither transformers' nor torch's.
 _ROUTING_WORD = re.compile(
@@ -28,7 +28,7 @@ _ROUTING_WORD = re.compile(
 )
 _INDEXER = re.compile(r"(^|\.)\w*indexer(\.|$)")
 # Modules that run one after the other, or next to the head, and are not alternatives.
-_STACK = re.compile(
+STACK = re.compile(
     r"(^|_)(layers?|blocks?|h|stages?|encoders?|decoders?|trunk|body|transformer)(_|$|\d)|head|norm|embed"
 )
 _ATTENTION = re.compile(r"att(entio)?n|mixer|mamba|conv|rnn|ssm", re.IGNORECASE)
@@ -36,7 +36,7 @@ _ATTENTION = re.compile(r"att(entio)?n|mixer|mamba|conv|rnn|ssm", re.IGNORECASE)
 _TABLE = re.compile(r"vision|visual|image|audio|speech|embed|pos")
 _NUMBER = re.compile(r"\d+")
 # This many matrices of the same shape with numbered names are more than a pair of projections.
-_MANY_MATRICES = 4
+MANY_MATRICES = 4
 
 _KNOWN_PACKAGES = ("torch", "transformers")
 # Low-rank updates of a module, by the name of each adapter.
@@ -131,7 +131,7 @@ def _walk(model: nn.Module, *, closed: Collection[str]) -> Iterator[tuple[str, s
 
 def _find_in_module(path: str, module: nn.Module) -> Iterator[str]:
     foreign = is_foreign(module)
-    words = _ROUTING_WORD if foreign else _EXPERT_WORD
+    words = _ROUTING_WORD if foreign else EXPERT_WORD
     name = path.rpartition(".")[2]
     if _INDEXER.search(path):
         return
@@ -203,31 +203,33 @@ def _find_stacks(module: nn.Module) -> Iterator[str]:
 def _find_siblings(module: nn.Module) -> Iterator[str]:
     """Yield children that may be experts: several of the same class and shapes."""
     for name, child in module.named_children():
-        if isinstance(child, nn.ModuleList | nn.ModuleDict) and not _STACK.search(name):
+        if isinstance(child, nn.ModuleList | nn.ModuleDict) and not STACK.search(name):
             members = list(child.children())
-            if len(members) > 1 and _are_alike(members) and _may_be_expert(members[0]):
+            if len(members) > 1 and are_alike(members) and may_be_expert(members[0]):
                 yield f"{len(members)} modules of the same shapes in '{name}'"
     numbered: dict[str, list[nn.Module]] = defaultdict(list)
     for name, child in module.named_children():
         if _NUMBER.search(name) and not name.isdecimal():
             numbered[_NUMBER.sub("…", name)].append(child)
     for name, members in numbered.items():
-        if len(members) < 2 or _STACK.search(name) or not _are_alike(members):
+        if len(members) < 2 or STACK.search(name) or not are_alike(members):
             continue
-        is_mlp = _count_matrices(members[0]) > 1
-        if _may_be_expert(members[0]) and (is_mlp or len(members) >= _MANY_MATRICES):
+        is_mlp = count_matrices(members[0]) > 1
+        if may_be_expert(members[0]) and (is_mlp or len(members) >= MANY_MATRICES):
             yield f"{len(members)} modules of the same shapes, named '{name}'"
 
 
-def _are_alike(modules: list[nn.Module]) -> bool:
+def are_alike(modules: list[nn.Module]) -> bool:
+    """Return whether modules are of one class and have parameters of the same shapes."""
     shapes = [
         (type(module), [parameter.shape for parameter in module.parameters()]) for module in modules
     ]
     return all(shape == shapes[0] for shape in shapes)
 
 
-def _may_be_expert(module: nn.Module) -> bool:
-    if isinstance(module, nn.Embedding) or not _count_matrices(module):
+def may_be_expert(module: nn.Module) -> bool:
+    """Return whether a module multiplies by matrices and is not attention or a table."""
+    if isinstance(module, nn.Embedding) or not count_matrices(module):
         return False
     return not any(
         _ATTENTION.search(name) or _ATTENTION.search(type(inner).__name__)
@@ -236,5 +238,6 @@ def _may_be_expert(module: nn.Module) -> bool:
     )
 
 
-def _count_matrices(module: nn.Module) -> int:
+def count_matrices(module: nn.Module) -> int:
+    """Return the number of a module's parameters that are matrices."""
     return sum(parameter.dim() > 1 for parameter in module.parameters())

@@ -24,6 +24,9 @@ class RoutingRule(StrEnum):
             are grouped linear layers (JetMoE).
         SEPARATE_EXPERTS: Each expert is a separate module, which the block calls on its tokens
             (Switch, the blocks of transformers 4, remote and hand-written code).
+        OPERATIONS: Experts in any other arrangement, such as stacked parameters of the block itself.
+            The block's operations show which tokens meet which of them (GShard's dispatch and
+            combine tensors, rows sorted by expert, gathered weights).
         ROUTER_CHOICE: The router returns sparse weights, which the experts do not carry out
             (NLLB-MoE). Inexact.
         RETRIEVAL: Experts are rows of embeddings, looked up by product keys (Doge). Inexact.
@@ -33,6 +36,7 @@ class RoutingRule(StrEnum):
     SPARSE_SCORES = "sparse scores"
     SORTED_ROWS = "sorted rows"
     SEPARATE_EXPERTS = "separate experts"
+    OPERATIONS = "operations"
     ROUTER_CHOICE = "router choice"
     RETRIEVAL = "retrieval"
 
@@ -80,7 +84,9 @@ def rule_of(module: nn.Module, *, name: str, parent: nn.Module | None) -> Routin
     if _receives_decisions(module):
         return RoutingRule.RECEIVED
     if _has_own_experts(module) and len(stacked_parameters(module)) >= 2:
-        return RoutingRule.SPARSE_SCORES if num_inputs(module) == 1 else None
+        # A block that stacks its experts itself has one input too, but no router next to it.
+        is_scored = num_inputs(module) == 1 and _has_router_next_to_it(module, parent)
+        return RoutingRule.SPARSE_SCORES if is_scored else None
     if _sorts_rows(module):
         return RoutingRule.SORTED_ROWS
     if _is_retrieval(module):
@@ -134,6 +140,15 @@ def _receives_decisions(module: nn.Module) -> bool:
 
 def _has_own_experts(module: nn.Module) -> bool:
     return isinstance(getattr(module, "num_experts", None), int)
+
+
+def _has_router_next_to_it(experts: nn.Module, parent: nn.Module | None) -> bool:
+    """Return whether a sibling of an experts module states the same number of experts."""
+    num_experts = getattr(experts, "num_experts", None)
+    return parent is not None and any(
+        child is not experts and getattr(child, "num_experts", None) == num_experts
+        for child in parent.children()
+    )
 
 
 def _is_routed_set(container: nn.ModuleDict | nn.ModuleList, block: nn.Module) -> bool:

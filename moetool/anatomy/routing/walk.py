@@ -6,6 +6,11 @@ from collections.abc import Collection, Iterator
 
 from torch import nn
 
+_NOT_CALLED = (nn.Module.forward, nn.ModuleList.forward, nn.ModuleDict.forward)
+
+# The name of a module within the wrapper of its adapters.
+_BASE_LAYER = "base_layer"
+
 
 def walk_modules(
     module: nn.Module, *, path: str = "", closed: Collection[str] = ()
@@ -31,7 +36,30 @@ def walk_modules(
         if path in closed:
             continue
         waiting += [
-            (f"{path}.{name}" if path else name, child)
+            (join_path(path, name), child)
             for name, child in reversed(current._modules.items())
             if child is not None
         ]
+
+
+def is_called(module: nn.Module) -> bool:
+    """Return whether a module has a forward; lists and dictionaries of modules have none."""
+    return getattr(type(module), "forward", None) not in _NOT_CALLED
+
+
+def join_path(path: str, name: str) -> str:
+    """Return the path of a module within another; the model's own path is empty."""
+    return f"{path}.{name}" if path else name
+
+
+def find_holder(path: str) -> str:
+    """Return the path of the module that holds another, past the wrappers of its adapters.
+
+    PEFT wraps a module whose parameters get updates of low rank, once for each of them.
+    """
+    while path:
+        holder, _, name = path.rpartition(".")
+        if name != _BASE_LAYER:
+            return holder
+        path = holder
+    return path

@@ -11,6 +11,8 @@ from moetool.anatomy.routing.rules import RoutingRule
 # Such layers route the tokens of images and sounds only, also within a text model (ERNIE-VL).
 _UNREAD_BY_TEXT = ("vision", "audio", "talker")
 
+_SEPARATE = (RoutingRule.SEPARATE_EXPERTS, RoutingRule.ROUTER_CHOICE)
+
 
 def is_run_by_text(layer: MoeLayer) -> bool:
     """Return whether a routed layer is run by text tokens."""
@@ -33,6 +35,14 @@ def list_expert_parameters(model: nn.Module, layer: MoeLayer) -> dict[str, nn.Pa
     }
 
 
+def count_one_expert(model: nn.Module, layer: MoeLayer) -> int:
+    """Return the parameters of one of a layer's experts, without those that all of them share."""
+    parameters = list_expert_parameters(model, layer).values()
+    if layer.rule in _SEPARATE:
+        return sum(parameter.numel() for parameter in parameters) // layer.num_experts
+    return sum(_count_own(parameter, layer) for parameter in parameters)
+
+
 def count_active_experts(model: nn.Module, layer: MoeLayer, *, top_k: int) -> ActiveRange:
     """Return how many of the parameters of a layer's experts one text token runs.
 
@@ -47,11 +57,10 @@ def count_active_experts(model: nn.Module, layer: MoeLayer, *, top_k: int) -> Ac
     """
     if not is_run_by_text(layer):
         return ActiveRange(0, 0)
-    parameters = list_expert_parameters(model, layer).values()
-    if layer.rule in (RoutingRule.SEPARATE_EXPERTS, RoutingRule.ROUTER_CHOICE):
-        per_expert = sum(parameter.numel() for parameter in parameters) // layer.num_experts
+    per_expert = count_one_expert(model, layer)
+    if layer.rule in _SEPARATE:
         return ActiveRange(top_k * per_expert, top_k * per_expert)
-    per_expert = sum(_count_own(parameter, layer) for parameter in parameters)
+    parameters = list_expert_parameters(model, layer).values()
     shared = sum(p.numel() for p in parameters if _count_own(p, layer) == 0)
     fewest = max(top_k - layer.num_identity_experts, 0)
     return ActiveRange(fewest * per_expert + shared, top_k * per_expert + shared)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from moetool.checkpoint.config import find_named_classes, first_line, missing_package
 from moetool.checkpoint.stated.quantization import find_method
 from moetool.errors import InputError, MoetoolError, UntraceableError
-from moetool.quiet import quiet_transformers
+from moetool.process.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

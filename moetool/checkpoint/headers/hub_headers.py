@@ -18,6 +18,7 @@ from moetool.checkpoint.headers.weight_files import (
     choose_weight_files,
 )
 from moetool.checkpoint.hub import refuse_if_certain, unreachable_hub
+from moetool.checkpoint.layouts.kinds import name_layout
 from moetool.errors import InputError
 
 _CONFIG = "config.json"
@@ -109,14 +110,25 @@ def _read_listing(sha: object, siblings: object) -> tuple[str, list[str]]:
 
 def _read_online(repository: _Repository, deadline: Deadline, *, with_weights: bool) -> HubHeaders:
     if _CONFIG not in repository.names:
-        raise InputError(
-            f"{repository.hub_id} holds no config.json.",
-            hint="Name the repository of the original checkpoint, in Hugging Face format.",
-        )
+        raise _without_config(repository)
     path = _download(_CONFIG, repository, deadline)
     config = read_json(path, missing=f"'{path}' vanished.")
     headers = _read_weights(repository, deadline, path.parent) if with_weights else None
     return HubHeaders(headers, config, repository.commit, is_cached=False)
+
+
+def _without_config(repository: _Repository) -> InputError:
+    hub_id = repository.hub_id
+    layout = name_layout([name for name in repository.names if "/" not in name])
+    if layout is None or not layout.is_read:
+        return InputError(
+            f"{hub_id} holds no config.json{f': it is {layout.name}' if layout else ''}.",
+            hint="Name the repository of the original checkpoint, in Hugging Face format.",
+        )
+    return InputError(
+        f"{hub_id} holds no config.json: it is {layout.name}, which is read on this machine only.",
+        hint=f"Run `hf download {hub_id} --local-dir FOLDER`; `moetool inspect FOLDER` counts it.",
+    )
 
 
 def _read_weights(
@@ -143,9 +155,13 @@ def _read_weights(
         ) from error
     if not files.names:
         return None
-    files.check_safetensors(repository.hub_id)
     if all((folder / name).is_file() for name in files.names):
         return read_local_headers(folder)
+    files.check_safetensors(
+        repository.hub_id,
+        hint=f"Run `hf download {repository.hub_id}` and name the folder, where their headers are "
+        "read; or count by the configuration: --source skeleton.",
+    )
     return _read_ranges(files, repository, deadline)
 
 

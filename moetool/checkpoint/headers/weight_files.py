@@ -20,7 +20,7 @@ class MissingWeightsError(InputError):
 
 
 class PickledWeightsError(InputError):
-    """Weights are pickled, so reading them means running them."""
+    """Weights are pickled, where only safetensors are read."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,20 @@ class WeightFiles:
     names: tuple[str, ...]
     weight_map: Mapping[str, str] | None = None
 
-    def check_safetensors(self, label: str) -> None:
+    def check_safetensors(self, label: str, *, hint: str) -> None:
         """Check that none of them is a pickle.
 
         Args:
             label: The folder or repository, for error messages.
+            hint: What to do if there is one.
 
         Raises:
             PickledWeightsError: At least one is.
         """
         if any(not name.endswith(".safetensors") for name in self.names):
             raise PickledWeightsError(
-                f"'{label}' holds pickled weights, which can't be read without running them.",
-                hint="Convert them to safetensors, or count by the configuration: --source skeleton.",
+                f"'{label}' holds pickled weights, where only safetensors can be read.",
+                hint=hint,
                 facts=[f"seen: {list_some(self.names)}"],
             )
 
@@ -84,7 +85,31 @@ def choose_weight_files(
         index = _PICKLED_INDEX
     else:
         return WeightFiles((_PICKLED,) if _PICKLED in names else ())
-    weight_map = _read_weight_map(f"{label}/{index}", read_index(index))
+    return read_indexed_files(
+        f"{label}/{index}", read_index(index), label=label, is_present=is_present
+    )
+
+
+def read_indexed_files(
+    path: str,
+    index: Mapping[str, object],
+    *,
+    label: str,
+    is_present: Callable[[str], bool],
+) -> WeightFiles:
+    """Return the weight files that an index names.
+
+    Args:
+        path: The index, for error messages.
+        index: The JSON object in it.
+        label: The folder or repository, for error messages.
+        is_present: Returns whether a file exists.
+
+    Raises:
+        MissingWeightsError: Files are missing.
+        InputError: The index is broken, or names files outside the checkpoint.
+    """
+    weight_map = _read_weight_map(path, index)
     files = tuple(sorted(set(weight_map.values())))
     missing = [name for name in files if not is_present(name)]
     if missing:

@@ -42,8 +42,8 @@ def name_quantization(config: Mapping[str, object]) -> str | None:
         return None
     method = _as_name(stated.get("quant_method"))
     if method is None:
-        # MLX names neither itself nor its method.
-        is_mlx = name == "quantization" and "quant_algo" not in stated
+        # MLX names neither itself nor its method, and states the same under two names.
+        is_mlx = isinstance(_get(config, "quantization"), Mapping) and "quant_algo" not in stated
         method = "mlx" if is_mlx else "unnamed method"
     return ", ".join(dict.fromkeys((method, *_describe(stated), *_describe_experts(config))))
 

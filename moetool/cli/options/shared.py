@@ -9,7 +9,7 @@ import typer
 
 from moetool.cli.options.completion import complete_models
 from moetool.cli.options.values import parse_dtype
-from moetool.quiet import hide_download_bars
+from moetool.process.quiet import hide_download_bars
 from moetool.report.renderer import ReportFormat
 
 MODEL_PANEL = "Model"

@@ -1,8 +1,9 @@
-"""Show on stderr what a run of route-trace recorded, and where its time went."""
+"""Choose the files of a run of route-trace, and show on stderr what it recorded."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,52 @@ from moetool.cli.observer import TerminalObserver
 
 if TYPE_CHECKING:
     from moetool.trace.writing.sink_choice import SinkChoice
+    from moetool.tracing.options import GenerationOptions
     from moetool.tracing.run import TracedRun
+    from moetool.tracing.running.texts import TextFile
+
+
+def choose_files(
+    output: Path | None,
+    output_format: str | None,
+    texts: Path | None,
+    *,
+    generation: GenerationOptions | None,
+    with_probabilities: bool,
+    with_saliency: bool,
+    force: bool,
+    resume: bool,
+    inputs: Sequence[Path],
+    is_first: bool,
+) -> tuple[SinkChoice, Callable[[], TextFile] | None]:
+    """Return the place of a run's rows, and what opens the file of its texts; None without one.
+
+    Raises:
+        UsageError: They can't be written there.
+    """
+    from moetool.trace.writing.sink_choice import choose_sink
+    from moetool.tracing.running.texts import choose_texts
+
+    sink = choose_sink(
+        output,
+        output_format,
+        replace_existing=force,
+        resume=resume,
+        with_probabilities=with_probabilities,
+        with_saliency=with_saliency,
+        inputs=inputs,
+        is_first=is_first,
+    )
+    open_texts = choose_texts(
+        texts,
+        generation=generation,
+        output=sink.target,
+        replace_existing=force,
+        resume=resume,
+        inputs=inputs,
+        is_first=is_first,
+    )
+    return sink, open_texts
 
 
 def summarize_run(

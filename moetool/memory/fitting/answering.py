@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from moetool.memory.fitting.workers import TaskError
-from moetool.quiet import silence_process
+from moetool.process.quiet import silence_process
 
 
 def answer_tasks(answer: Callable[[Any], object]) -> None:

@@ -139,6 +139,11 @@ def find_fitting_models(
         WorkerError: A process failed, for a reason other than a lack of memory.
     """
     found_gpu = take_gpu(take_text(gpu, name="GPU"))
+    if found_gpu.is_tpu:
+        raise UsageError(
+            f"What fits on a {found_gpu.title} is unknown: estimates are those of runs on CUDA.",
+            hint=f"`moetool memory-estimate MODEL --gpu {found_gpu.id}` shows what is known.",
+        )
     sort = choose(sort, FitSort, name="order")
     sizes = _take_clipped_sizes(clipped_sizes, has_scenario=scenario is not None)
     scenario = _take_scenario(scenario)

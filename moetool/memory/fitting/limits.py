@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from moetool.catalogue.gpus import Gpu
 from moetool.errors import InputError
@@ -57,13 +58,15 @@ def find_limits(
     """
     num_trials: Counter[str] = Counter()
 
-    def try_sizes(batch_size: int, num_prompt_tokens: int) -> Trial | None:
+    def try_sizes(
+        batch_size: int, num_prompt_tokens: int, *, is_guess: bool = False
+    ) -> Trial | None:
         wanted = "longest prompt" if batch_size == scenario.batch_size else "largest batch"
         num_trials[wanted] += 1
         runs.purpose = f"looking for the {wanted}, trial {num_trials[wanted]}"
         sized = replace(scenario, batch_size=batch_size, num_prompt_tokens=num_prompt_tokens)
         try:
-            run = runs.run(sized, is_brief=True)
+            run = runs.guess(sized) if is_guess else runs.run(sized, is_brief=True)
         except InputError:
             # The model's code may read values of which a large batch has too many.
             if batch_size * num_prompt_tokens > scenario.batch_size * scenario.num_prompt_tokens:
@@ -74,12 +77,17 @@ def find_limits(
                 "the size of the weights is unknown.",
                 hint="Name a folder or Hub id whose files can be read.",
             )
-        limited = runs.run_within(sized, gpu.memory_bytes, is_brief=True)
+        limited = (
+            run.limit_to(gpu.memory_bytes)
+            if run.is_expected
+            else runs.run_within(sized, gpu.memory_bytes, is_brief=True)
+        )
         return Trial(run.figures.total_device_bytes, fits=limited is not None)
 
     try:
         found = search_limits(
             try_sizes,
+            guess_sizes=partial(try_sizes, is_guess=True),
             memory_bytes=gpu.memory_bytes,
             batch_size=scenario.batch_size,
             num_prompt_tokens=scenario.num_prompt_tokens,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from moetool.memory.answers.on_gpus import Limits
 
@@ -21,6 +21,8 @@ _STEP_SHARE = 100
 _LARGEST_GROWTH = 16
 # After this many calls that followed lines, intervals are halved.
 _MOST_LINES = 8
+# Each such search is followed by two trials. Every step is tried after them.
+_MOST_SEARCHES_BY_GUESSES = 3
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class LongestPrompt:
 def search_limits(
     try_sizes: Callable[[int, int], Trial | None],
     *,
+    guess_sizes: Callable[[int, int], Trial | None] | None = None,
     memory_bytes: int,
     batch_size: int,
     num_prompt_tokens: int,
@@ -90,6 +93,8 @@ def search_limits(
     Args:
         try_sizes: Simulates a batch size and a number of prompt tokens, once for each pair; None if
             they are too large for that, which ends a search.
+        guess_sizes: Returns the trial that is expected, in less time. A search follows guesses, and
+            what it finds is tried; None to try each step.
         memory_bytes: The GPU's memory.
         batch_size: The batch size at which the longest prompt is looked for.
         num_prompt_tokens: The prompt length at which the largest batch is looked for.
@@ -101,6 +106,7 @@ def search_limits(
     try_once = cache(try_sizes)
     prompt = search_longest_prompt(
         lambda number: try_once(batch_size, number),
+        guess_tokens=guess_sizes and (lambda number: guess_sizes(batch_size, number)),
         memory_bytes=memory_bytes,
         batch_size=batch_size,
         num_prompt_tokens=num_prompt_tokens,
@@ -114,8 +120,9 @@ def search_limits(
         # The sizes that were asked for are always tried.
         most_tokens_at_once = max(most_tokens_at_once, batch_size * tokens_of_sequence)
         most_sequences = min(most_sequences, most_tokens_at_once // tokens_of_sequence)
-    batch, is_batch_cut = _find_largest(
+    batch, is_batch_cut = _find_by_guesses(
         lambda number: try_once(number, num_prompt_tokens),
+        guess_sizes and (lambda number: guess_sizes(number, num_prompt_tokens)),
         memory_bytes=memory_bytes,
         start=batch_size,
         largest=most_sequences,
@@ -135,6 +142,7 @@ def search_limits(
 def search_longest_prompt(
     try_tokens: Callable[[int], Trial | None],
     *,
+    guess_tokens: Callable[[int], Trial | None] | None = None,
     memory_bytes: int,
     batch_size: int,
     num_prompt_tokens: int,
@@ -147,6 +155,7 @@ def search_longest_prompt(
     Args:
         try_tokens: Simulates a number of prompt tokens; None if they are too many for that, which
             ends the search.
+        guess_tokens: Returns the trial that is expected; None to try each step.
         memory_bytes: The GPU's memory.
         batch_size: Sequences at once.
         num_prompt_tokens: The number to begin with.
@@ -165,8 +174,9 @@ def search_longest_prompt(
     largest = (
         most_prompt_tokens if most_in_context is None else min(most_in_context, most_prompt_tokens)
     )
-    prompt, is_cut = _find_largest(
+    prompt, is_cut = _find_by_guesses(
         try_tokens,
+        guess_tokens,
         memory_bytes=memory_bytes,
         start=num_prompt_tokens,
         largest=largest,
@@ -178,6 +188,48 @@ def search_longest_prompt(
         is_whole_context=is_whole_context,
         is_cut=is_cut or (prompt == most_prompt_tokens and not is_whole_context),
     )
+
+
+def _find_by_guesses(
+    try_number: Callable[[int], Trial | None],
+    guess_number: Callable[[int], Trial | None] | None,
+    *,
+    memory_bytes: int,
+    start: int,
+    largest: int,
+    find_step: Callable[[int], int],
+) -> tuple[int, bool]:
+    """Return what `_find_largest` does, after few trials.
+
+    Each step is guessed. The number found and the next one that was too large are tried, and each
+    trial makes the next guesses better. If guesses are wrong again and again, each step is tried.
+    """
+    search = partial(
+        _find_largest, memory_bytes=memory_bytes, start=start, largest=largest, find_step=find_step
+    )
+    if guess_number is None:
+        return search(try_number)
+    for _ in range(_MOST_SEARCHES_BY_GUESSES):
+        found, guesses = _follow_guesses(search, guess_number)
+        beyond = min((number for number in guesses if number > found[0]), default=None)
+        ends = [number for number in (found[0], beyond) if number in guesses]
+        if all(try_number(number) == guesses[number] for number in ends):
+            return found
+    return search(try_number)
+
+
+def _follow_guesses(
+    search: Callable[[Callable[[int], Trial | None]], tuple[int, bool]],
+    guess_number: Callable[[int], Trial | None],
+) -> tuple[tuple[int, bool], dict[int, Trial | None]]:
+    """Return what a search finds by guesses, and the guesses."""
+    guesses: dict[int, Trial | None] = {}
+
+    def guess(number: int) -> Trial | None:
+        guesses[number] = guess_number(number)
+        return guesses[number]
+
+    return search(guess), guesses
 
 
 def _find_largest(

@@ -6,14 +6,14 @@ from dataclasses import replace
 from functools import partial
 
 from moetool.errors import InputError
-from moetool.garbage import seldom_collected
 from moetool.memory.answers.figures import Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sharing.device_maps import DeviceMaps
-from moetool.memory.simulated.runs import make_run_options
+from moetool.memory.simulated.runs import find_routing_modules, make_run_options
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
+from moetool.process.garbage import seldom_collected
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.memory.long_generation import simulate_generation
 from moetool.simulation.memory.memory_replay import MemoryProfile, replay_timeline
@@ -60,10 +60,13 @@ def run_by_device_map(
         workspace_bytes=find_workspace_bytes(loader.gpu),
         lt_workspace_bytes=LT_WORKSPACE_BYTES,
     )
-    method, notes = Method.SIMULATED, ()
+    options = replace(options, is_routing_kept=scenario.task is Task.TRACE)
+    notes: list[str] = []
+    modules = find_routing_modules(skeleton, notes=notes) if options.is_routing_kept else ()
+    method = Method.SIMULATED
     with moving_arguments(skeleton, device_map), model.offer_kernels():
         # Equal layers may be on different devices, so each of them runs.
-        begin = partial(MemoryRun, skeleton, is_each_layer_run=True)
+        begin = partial(MemoryRun, skeleton, routing_modules=modules, is_each_layer_run=True)
         try:
             timeline = _run(begin(options), scenario)
         except (CantSimulate, TooManyOperations) as error:
@@ -99,7 +102,7 @@ def run_by_device_map(
                 make_figures(profile, context_bytes=CONTEXT_BYTES),
                 make_peaks(profile),
                 method,
-                notes,
+                tuple(notes),
                 replay=replay,
             )
         )

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from moetool.errors import InputError, UsageError
-from moetool.garbage import seldom_collected
 from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
@@ -17,6 +16,7 @@ from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_t
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.simulated.work import MOST_WORK
+from moetool.process.garbage import seldom_collected
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.simulation.parallel.rank import acting_as_rank, share_among_ranks
 

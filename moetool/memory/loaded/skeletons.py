@@ -52,6 +52,7 @@ class SkeletonBuilder:
         Raises:
             InputError: It isn't a configuration, or its numbers are implausible.
         """
+        self.subject.check_buildable()
         return make_config(
             self.subject.config,
             name=self.subject.model,

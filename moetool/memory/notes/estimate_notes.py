@@ -54,9 +54,9 @@ def note_loading(weights_bytes: int, *, plain_layer_bytes: int) -> str:
         plain_layer_bytes: One layer's experts before they are packed.
     """
     return (
-        f"While it loads, it takes about {format_bytes(weights_bytes + plain_layer_bytes)} at its "
-        f"peak: the experts of one layer, {format_bytes(plain_layer_bytes)}, are on the GPU before "
-        "they are packed."
+        f"While it loads, it takes up to {format_bytes(weights_bytes + plain_layer_bytes)}: files "
+        f"that hold the experts of a layer in one tensor bring {format_bytes(plain_layer_bytes)} to "
+        "the GPU before they are packed, others single experts."
     )
 
 

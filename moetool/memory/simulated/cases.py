@@ -12,6 +12,7 @@ from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.simulated_run import Replay
 from moetool.simulation.memory.long_generation import StepBudget
 from moetool.simulation.memory.memory_run import RunOptions
+from moetool.simulation.memory.seen_runs import SeenByOptions, SeenRuns
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Case:
         step_budget: The number of steps that run.
         on_step: Receives a few words on each step of a run.
         assistant: The model that drafts tokens; None without one.
+        seen_before: Earlier runs of the same skeleton; None without any.
+        may_expect: Whether the ends of a generation may be those that earlier runs let expect.
     """
 
     skeleton: PreTrainedModel
@@ -36,6 +39,15 @@ class Case:
     step_budget: StepBudget
     on_step: Callable[[str], None] | None
     assistant: PreTrainedModel | None = None
+    seen_before: SeenByOptions | None = None
+    may_expect: bool = False
+
+    @property
+    def seen(self) -> SeenRuns | None:
+        """Earlier runs that differ only in sizes; None without any."""
+        if self.seen_before is None or self.assistant is not None:
+            return None
+        return self.seen_before.find(self.options)
 
 
 @dataclass(frozen=True)
@@ -47,8 +59,10 @@ class Simulation:
         work: A measure of the time that one pass took: the number of watched modules, plus a
             fraction of the number of events of a prompt and a step.
         assistant: The memory of an assistant; None without one.
+        is_expected: Whether a part of it didn't run, and is as earlier runs let expect.
     """
 
     replay: Replay
     work: int
     assistant: AssistantMemory | None = None
+    is_expected: bool = False

@@ -28,18 +28,33 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
     weight_bytes = list_weight_bytes(case.skeleton)
     num_new_tokens = case.scenario.num_new_tokens
     befores = [0, *_find_requantizing(case), num_new_tokens - num_at_ends]
-    start, *others = (
-        run.generate(
+    is_expected = False
+
+    def generate(num_tokens_before: int) -> Timeline:
+        nonlocal is_expected
+        expected = _expect(case, num_tokens_before)
+        if expected is not None:
+            is_expected = True
+            return expected
+        return run.generate(
             num_prompt_tokens=case.scenario.num_prompt_tokens,
             num_tokens_before=num_tokens_before,
             num_new_tokens=num_at_ends,
             num_tokens_after=num_new_tokens - num_tokens_before - num_at_ends,
         )
-        for num_tokens_before in befores
-    )
 
+    start, *others = map(generate, befores)
     work = max(measure_work(case.skeleton, timeline) for timeline in (start, *others))
-    return Simulation(replay_ends(start, others, weight_bytes=weight_bytes), work=work)
+    replay = replay_ends(start, others, weight_bytes=weight_bytes)
+    return Simulation(replay, work=work, is_expected=is_expected)
+
+
+def _expect(case: Case, num_tokens_before: int) -> Timeline | None:
+    """Return one end of a generation as earlier runs let it expect; None if it has to run."""
+    seen = case.seen
+    if seen is None or not case.may_expect:
+        return None
+    return seen.expect(case.options.batch_size, case.scenario.num_prompt_tokens + num_tokens_before)
 
 
 def replay_ends(

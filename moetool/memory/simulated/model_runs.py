@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from moetool.errors import InputError
-from moetool.garbage import seldom_collected
 from moetool.memory.assisting.held import hold_assistant
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
@@ -15,6 +14,8 @@ from moetool.memory.scenario import LoadingOptions, Scenario
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.simulated.work import MOST_WORK
+from moetool.process.garbage import seldom_collected
+from moetool.simulation.memory.seen_runs import SeenByOptions
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.wording import format_bytes
 
@@ -38,6 +39,7 @@ class ModelRuns:
     purpose: str | None = field(default=None, compare=False)
     _runs: dict[tuple[Scenario, bool], SimulatedRun] = field(default_factory=dict)
     _limited: dict[tuple[Scenario, bool, int], SimulatedRun | None] = field(default_factory=dict)
+    _seen: dict[LoadingOptions, SeenByOptions] = field(default_factory=dict)
     # Why the model's code needs balanced routing, as a whole run has found out, by how it is loaded.
     _needs_data: dict[LoadingOptions, str | None] = field(default_factory=dict)
 
@@ -71,10 +73,7 @@ class ModelRuns:
             InputError: The model's code can't run without data.
             UsageError: The scenario is past the model's context, or can't be loaded.
         """
-        run = self.simulate(scenario, is_brief=is_brief)
-        simulated_bytes = run.own_weights_bytes
-        held_bytes = self.loader.load(scenario).count_held_bytes(simulated_bytes=simulated_bytes)
-        return None if held_bytes is None else run.shift_weights(held_bytes - simulated_bytes)
+        return self._hold(self.simulate(scenario, is_brief=is_brief), scenario)
 
     def run_within(
         self, scenario: Scenario, memory_bytes: int, *, is_brief: bool = False
@@ -104,6 +103,29 @@ class ModelRuns:
             self._limited[key] = run
         return self._limited[key]
 
+    def guess(self, scenario: Scenario) -> SimulatedRun | None:
+        """Return a brief run of a scenario, or what earlier runs let expect of it.
+
+        A run itself has to confirm it. None if the size of its weights is unknown.
+
+        Raises:
+            InputError: The model's code can't run without data.
+            UsageError: The scenario is past the model's context, or can't be loaded.
+        """
+        if (scenario, True) in self._runs or (scenario, False) in self._runs:
+            return self.run(scenario, is_brief=True)
+        run = self._simulate(scenario, is_brief=True, may_expect=True)
+        if not run.is_expected:
+            self._runs[scenario, True] = run
+            self._drop_old_replays()
+        return self._hold(run, scenario)
+
+    def _hold(self, run: SimulatedRun, scenario: Scenario) -> SimulatedRun | None:
+        """Return a run with weights as a GPU holds them; None if those are unknown."""
+        simulated_bytes = run.own_weights_bytes
+        held_bytes = self.loader.load(scenario).count_held_bytes(simulated_bytes=simulated_bytes)
+        return None if held_bytes is None else run.shift_weights(held_bytes - simulated_bytes)
+
     def _say(self, scenario: Scenario, step: str | None = None) -> None:
         words = self.purpose or f"simulating {self.loader.name(scenario)}"
         words += f": {scenario.batch_size:,} × {scenario.num_prompt_tokens:,} tokens"
@@ -114,7 +136,9 @@ class ModelRuns:
         self._needs_data[scenario.loading] = needs_data
 
     @seldom_collected()
-    def _simulate(self, scenario: Scenario, *, is_brief: bool) -> SimulatedRun:
+    def _simulate(
+        self, scenario: Scenario, *, is_brief: bool, may_expect: bool = False
+    ) -> SimulatedRun:
         builder = self.loader.builder
         builder.refuse_scenario(scenario)
         model, assistant = self.loader.load(scenario), self.loader.load_assistant(scenario)
@@ -133,6 +157,8 @@ class ModelRuns:
                     needs_data=self._needs_data.get(scenario.loading) if is_brief else None,
                     most_work=self.most_work,
                     assistant=None if assistant is None else assistant.simulated,
+                    seen_before=self._seen.setdefault(scenario.loading, SeenByOptions()),
+                    may_expect=may_expect,
                     on_step=partial(self._say, scenario),
                 )
         except CantSimulate as error:

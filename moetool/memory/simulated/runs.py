@@ -52,6 +52,7 @@ from moetool.simulation.memory.memory_run import (
     MemoryRun,
     RunOptions,
 )
+from moetool.simulation.memory.seen_runs import SeenByOptions
 from moetool.simulation.memory.timeline import Timeline
 from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
 
@@ -74,6 +75,8 @@ def run_scenario(
     step_budget: StepBudget = DEFAULT_BUDGET,
     block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET,
     assistant: PreTrainedModel | None = None,
+    seen_before: SeenByOptions | None = None,
+    may_expect: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> SimulatedRun:
     """Return a simulated run of a scenario.
@@ -95,6 +98,8 @@ def run_scenario(
         step_budget: The number of steps that run.
         block_budget: The blocks by which layers that process one token at a time are recognized.
         assistant: The model that drafts tokens, on the meta device; None if the scenario has none.
+        seen_before: Earlier runs of the same skeleton, to which this one is added; None without any.
+        may_expect: Whether a brief run may be what earlier ones let expect, without running.
         on_step: Receives a few words on each pass through the model and each layer in it.
 
     Raises:
@@ -131,6 +136,8 @@ def run_scenario(
         step_budget=step_budget,
         on_step=on_step,
         assistant=assistant,
+        seen_before=seen_before,
+        may_expect=may_expect,
     )
     method = Method.SIMULATED
     try:
@@ -167,6 +174,7 @@ def run_scenario(
         needs_data=needs_data,
         communication_bytes=profile.communication_bytes,
         work=simulation.work,
+        is_expected=simulation.is_expected,
         replay=simulation.replay,
         assistant=simulation.assistant,
     )
@@ -203,15 +211,15 @@ def _simulate(case: Case, *, notes: list[str]) -> Simulation:
     skeleton, scenario = case.skeleton, case.scenario
     modules: tuple[nn.Module, ...] = ()
     if case.options.is_routing_kept:
-        modules = _find_routing_modules(skeleton, notes=notes)
+        modules = find_routing_modules(skeleton, notes=notes)
     run = MemoryRun(
         skeleton,
         case.options,
         routing_modules=modules,
         assistant=case.assistant,
+        seen=case.seen,
         on_step=case.on_step,
     )
-    weight_bytes = list_weight_bytes(skeleton)
     num_prompt_tokens, num_new_tokens = scenario.num_prompt_tokens, scenario.num_new_tokens
     if scenario.task is Task.FORWARD:
         timeline = run.forward(num_prompt_tokens=num_prompt_tokens)
@@ -251,6 +259,7 @@ def _simulate(case: Case, *, notes: list[str]) -> Simulation:
             )
             return simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS)
         timeline = found
+    weight_bytes = list_weight_bytes(skeleton)
     return Simulation(
         lambda capacity_bytes: replay_timeline(
             timeline, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes
@@ -316,7 +325,13 @@ def _simulate_short_prompts(case: Case, *, notes: list[str]) -> Simulation:
     return Simulation(replay, work=work)
 
 
-def _find_routing_modules(skeleton: PreTrainedModel, *, notes: list[str]) -> tuple[nn.Module, ...]:
+def find_routing_modules(skeleton: PreTrainedModel, *, notes: list[str]) -> tuple[nn.Module, ...]:
+    """Return the modules that receive what routers chose, which a traced run copies.
+
+    Args:
+        skeleton: The model.
+        notes: Receives a note if there are layers without such a module.
+    """
     layers = find_experts(skeleton).layers
     received = [layer for layer in layers if layer.rule is RoutingRule.RECEIVED]
     if len(received) < len(layers):

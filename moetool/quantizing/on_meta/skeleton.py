@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import FoundExperts, find_experts
+from moetool.anatomy.routing.rules import RoutingRule
+from moetool.anatomy.routing.top_k import find_top_k
 from moetool.checkpoint.stated.quantization import find_method, find_stated
 from moetool.errors import UsageError
 from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.layout import list_converted_linears, list_packable
+from moetool.quantizing.loading.packed_modules import replace_tensors
 from moetool.quantizing.on_meta.experts import pack_on_meta
 from moetool.quantizing.packing import ExpertMatrix, Packing
 
@@ -57,9 +60,9 @@ def quantize_skeleton(
 
     _refuse_quantized(skeleton)
     packing = Packing(quantization, is_double_quantized)
-    packable: list[tuple[str, nn.Module, tuple[ExpertMatrix, ExpertMatrix]]] = []
+    packable: list[tuple[str, nn.Module, tuple[ExpertMatrix, ...]]] = []
+    found = find_experts(skeleton)
     if experts is QuantizedExperts.QUANTIZED:
-        found = find_experts(skeleton)
         linears = list_converted_linears(skeleton, found=found)
         compute_dtype = skeleton.dtype
         if not found.is_dense:
@@ -88,27 +91,39 @@ def quantize_skeleton(
             )
         skeleton.set_submodule(path, quantized.train(module.training))
     _mark_as_quantized(skeleton)
-    _pack_experts(packable, packing)
+    _pack_experts(skeleton, packable, packing, found=found)
 
 
 def _pack_experts(
-    packable: Iterable[tuple[str, nn.Module, tuple[ExpertMatrix, ExpertMatrix]]], packing: Packing
+    skeleton: PreTrainedModel,
+    packable: Iterable[tuple[str, nn.Module, tuple[ExpertMatrix, ...]]],
+    packing: Packing,
+    *,
+    found: FoundExperts,
 ) -> None:
     """Pack experts in place; modules that shared matrices share the packed ones."""
     packed: dict[int, tuple[nn.Parameter, dict[str, nn.Parameter]]] = {}
-    for _, module, matrices in packable:
+    layers = {layer.experts_path: layer for layer in found.layers}
+    for path, module, matrices in packable:
         plain = [module.get_parameter(matrix.name) for matrix in matrices]
-        pack_on_meta(module, matrices, packing)
+        # Whoever receives ids knows how many.
+        top_k = (
+            find_top_k(skeleton, layers[path], hidden_size=matrices[0].in_features)
+            if layers[path].rule is RoutingRule.SPARSE_SCORES
+            else None
+        )
+        pack_on_meta(module, matrices, packing, top_k=top_k)
         for matrix, parameter in zip(matrices, plain, strict=True):
             names = packing.list_tensors(matrix)
             made = {name: module.get_parameter(name) for name in names}
             # Plain parameters are kept alive, so that no other gets the id of one.
-            module._parameters.update(packed.setdefault(id(parameter), (parameter, made))[1])
+            shared = packed.setdefault(id(parameter), (parameter, made))[1]
+            replace_tensors(module, matrix, shared)
 
 
 def _list_packable(
     skeleton: PreTrainedModel, packing: Packing, *, found: FoundExperts
-) -> list[tuple[str, nn.Module, tuple[ExpertMatrix, ExpertMatrix]]]:
+) -> list[tuple[str, nn.Module, tuple[ExpertMatrix, ...]]]:
     try:
         return list_packable(skeleton, packing, found=found)
     except UsageError as error:
@@ -139,7 +154,7 @@ def _refuse_quantized(skeleton: PreTrainedModel) -> None:
 
 def _refuse_dtypes(
     linears: Iterable[tuple[str, Any]],
-    packable: Iterable[tuple[str, nn.Module, tuple[ExpertMatrix, ExpertMatrix]]],
+    packable: Iterable[tuple[str, nn.Module, tuple[ExpertMatrix, ...]]],
 ) -> None:
     weights = [(path, module.weight) for path, module in linears]
     for path, module, matrices in packable:

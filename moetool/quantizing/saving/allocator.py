@@ -6,6 +6,7 @@ import ctypes
 import functools
 import mmap
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
@@ -17,7 +18,12 @@ def allocate(num_bytes: int) -> torch.Tensor:
     """Return bytes that, if they are many, leave the process's memory as soon as they are freed."""
     if num_bytes < _LARGE_BYTES:
         return torch.empty(num_bytes, dtype=torch.uint8)
-    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
+    memory = mmap.mmap(-1, num_bytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Else the system needs longer for handing out pages than for reading the file into them.
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def release_freed() -> None:

@@ -18,7 +18,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from moetool.quantizing.choice import QuantizationChoice
-from moetool.quantizing.quantizer import ExpertsConfig, ExpertsQuantizer
+from moetool.quantizing.quantizer import ExpertsConfig, ExpertsQuantizer, PackWeights
 from moetool.quantizing.saving.allocator import release_freed
 
 _METHOD = "moetool_saving"
@@ -80,7 +80,7 @@ class SavingQuantizer(ExpertsQuantizer):
             return True
         return model.get_parameter_or_buffer(param_name).dtype is model.dtype
 
-    def get_quantize_ops(self) -> ConversionOps:
+    def get_quantize_ops(self) -> Any:
         """Return the operation that quantizes what shall be, and hands over everything."""
         config: Any = self.quantization_config
         handover: Handover = config.handover
@@ -100,8 +100,9 @@ def make_saving_config(choice: QuantizationChoice, handover: Handover) -> Saving
 
 class _HandOver(ConversionOps):
     def __init__(
-        self, handover: Handover, quantize: ConversionOps, needs: Callable[..., bool]
+        self, handover: Handover, quantize: PackWeights, needs: Callable[..., bool]
     ) -> None:
+        self.packing = quantize.packing
         self._handover = handover
         self._quantize = quantize
         self._needs = needs
@@ -142,12 +143,27 @@ class _HandOver(ConversionOps):
         if self._needs(model, path):
             parts = self._quantize.convert({path: value}, [], [], model=model)
         del value
+        self._write(parts, empty, missing_keys)
+
+    def take_packed(
+        self, path: str, packed: dict[str, torch.Tensor], *, model: Any, missing_keys: set[str]
+    ) -> dict[str, Any]:
+        """Hand over a stack of experts that is packed already, and return none for the model."""
+        parts = self._quantize.take_packed(path, packed)
+        packed.clear()
+        try:
+            self._write(parts, model.get_parameter_or_buffer(path), missing_keys)
+        except Exception as error:
+            raise SavingStopped(error) from error
+        return {}
+
+    def _write(self, parts: dict[str, Any], empty: Any, missing_keys: set[str]) -> None:
         for name, part in parts.items():
             missing_keys.discard(name)
             for stored, tensor in _iter_serialized(name, part):
                 self._handover.write(stored, tensor)
             del part
-        del parts
+        parts.clear()
         release_freed()
         # transformers fills in parameters that no file holds.
         empty._is_hf_initialized = True

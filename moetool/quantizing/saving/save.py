@@ -18,6 +18,7 @@ from moetool.checkpoint.config import first_line
 from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 from moetool.errors import InputError, MoetoolError
+from moetool.process.quiet import following_weights, quiet_transformers
 from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.layout import list_converted_linears, list_packable
 from moetool.quantizing.packing import Packing
@@ -25,7 +26,6 @@ from moetool.quantizing.quantizer import make_config
 from moetool.quantizing.saving.quantizer import Handover, SavingStopped, make_saving_config
 from moetool.quantizing.saving.shards import MOST_ENTRY_BYTES, SHARD_BYTES, ShardWriter
 from moetool.quantizing.saving.stored_weights import list_stored
-from moetool.quiet import following_weights, quiet_transformers
 from moetool.wording import number_of
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moetool.printable import printable
+from moetool.report.inspect.gguf import make_types
 from moetool.report.inspect.layers import list_layers
 from moetool.report.inspect.words import (
     word_active,
@@ -17,6 +18,7 @@ from moetool.report.inspect.words import (
     word_mixer,
     word_published,
     word_routing,
+    word_sources,
 )
 from moetool.report.renderer import View
 from moetool.report.text.lines import Paragraph, make_fact, make_facts, make_notes
@@ -27,8 +29,7 @@ from moetool.report.text.words import UNKNOWN, word_count, word_share
 from moetool.wording import format_bytes, format_count, number_of
 
 if TYPE_CHECKING:
-    from moetool.anatomy.skeleton.description import Anatomy
-    from moetool.inspection.figures import Files, Flops, Parameters, PublishedFigures
+    from moetool.inspection.figures import Adapter, Files, Flops, Parameters, PublishedFigures
     from moetool.inspection.result import Inspection
 
 # Widths of a rounded number and of the exact one after it.
@@ -49,6 +50,8 @@ def list_blocks(model: Inspection, view: View) -> Iterator[Block]:
         yield _list_components(model.parameters)
     if view.per_layer and model.rows:
         yield list_layers(model, is_folded=view.width is not None)
+    if model.gguf and len(model.gguf.types) > 1:
+        yield [make_types(model.gguf)]
     if model.files and model.files.differences:
         yield [_make_differences(model.files)]
     yield make_notes(model.notes)
@@ -56,10 +59,16 @@ def list_blocks(model: Inspection, view: View) -> Iterator[Block]:
 
 def _list_facts(model: Inspection) -> Iterator[Paragraph]:
     named = f" ({model.anatomy.model_class})" if model.anatomy else ""
+    if model.gguf and not model.anatomy:
+        named = f" (GGUF architecture {model.gguf.architecture})"
     commit = f" at {model.revision[:8]}" if model.revision else ""
     title = style_words(model.model, Style.STRONG)
     yield make_fact("model", title.append(printable(f"{commit}{named}")))
     yield make_fact("source", _SOURCES[model.source.value])
+    if model.layout:
+        yield make_fact("format", model.layout)
+    if model.adapter:
+        yield from _list_adapter(model.adapter)
     if model.reported:
         yield make_fact("total", f"{model.reported.total or UNKNOWN}, reported")
         yield make_fact("active", f"{model.reported.active or UNKNOWN}, reported")
@@ -72,10 +81,13 @@ def _list_facts(model: Inspection) -> Iterator[Paragraph]:
     if model.num_layers is not None:
         yield make_fact("layers", word_layers(model))
         yield make_fact("experts", word_experts(model))
+    if model.expert_sources:
+        yield from make_facts("merged from", word_sources(model.expert_sources))
     yield from make_facts("routing", word_routing(model))
     if model.anatomy:
         yield from make_facts("mixer", map(word_mixer, model.anatomy.mixers))
-        yield make_fact("context", _word_context(model.anatomy, model.parameters))
+    if model.anatomy or model.gguf:
+        yield make_fact("context", _word_context(model))
     if model.parameters and model.parameters.num_bytes is not None and model.dtype:
         size = format_bytes(model.parameters.num_bytes)
         label = "dequantized" if model.quantization else "as loaded"
@@ -105,6 +117,22 @@ def _list_totals(parameters: Parameters) -> Iterator[Paragraph]:
         )
 
 
+def _list_adapter(adapter: Adapter) -> Iterator[Paragraph]:
+    rank = "" if adapter.rank is None else f" of rank {adapter.rank}"
+    base = UNKNOWN if adapter.base is None else printable(adapter.base)
+    yield make_fact("method", f"{printable(adapter.method or UNKNOWN)}{rank}")
+    yield make_fact("base", f"{base}{_word_both(adapter.base_params, adapter.base_active_params)}")
+    if adapter.params is not None:
+        both = _word_both(adapter.params, adapter.active_params)
+        yield make_fact("together", both.removeprefix(": "))
+
+
+def _word_both(total: int | None, active: int | None) -> str:
+    if total is None:
+        return ""
+    return f": {total:,} in total, {UNKNOWN if active is None else f'{active:,}'} active"
+
+
 def _make_count(label: str, rounded: str, exact: int | None, words: str = "") -> Paragraph:
     number = "" if exact is None else f"{exact:,}"
     width = _ROUNDED + _EXACT - max(_ROUNDED, len(rounded))
@@ -120,11 +148,12 @@ def _list_published(published: PublishedFigures) -> Iterator[Paragraph]:
         yield make_fact("" if words else "vendor", published.note)
 
 
-def _word_context(anatomy: Anatomy, parameters: Parameters | None) -> str:
-    words = [f"{anatomy.context_length:,} tokens" if anatomy.context_length else UNKNOWN]
-    words.append(f"vocabulary {f'{anatomy.vocab_size:,}' if anatomy.vocab_size else UNKNOWN}")
-    if parameters and parameters.is_tied is not None:
-        words.append("tied embeddings" if parameters.is_tied else "untied embeddings")
+def _word_context(model: Inspection) -> str:
+    context, vocabulary = model.context_length, model.vocab_size
+    words = [f"{context:,} tokens" if context else UNKNOWN]
+    words.append(f"vocabulary {f'{vocabulary:,}' if vocabulary else UNKNOWN}")
+    if model.parameters and model.parameters.is_tied is not None:
+        words.append("tied embeddings" if model.parameters.is_tied else "untied embeddings")
     return ", ".join(words)
 
 

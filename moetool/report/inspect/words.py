@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from moetool.report.text.styles import make_printable
 from moetool.report.text.words import UNKNOWN
 from moetool.wording import format_count, number_of
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
     from moetool.anatomy.routing.routing_style import RoutingStyle
     from moetool.anatomy.skeleton.mixers import Mixer
+    from moetool.checkpoint.layouts.mergekit import ExpertSources
     from moetool.inspection.figures import PublishedFigures
     from moetool.inspection.result import Inspection
 
@@ -80,9 +82,22 @@ def word_experts(model: Inspection) -> str:
     elif model.num_shared_experts:
         words += f", {model.num_shared_experts} shared"
     widths = sorted({layer.expert_width for layer in layers if layer.expert_width is not None})
+    if not layers and isinstance(model.expert_params, int):
+        words += f"; {format_count(model.expert_params)} parameters each"
     if widths:
         words += f"; {' and '.join(f'{width:,}' for width in widths)} wide"
     return words
+
+
+def word_sources(sources: ExpertSources) -> list[str]:
+    """Return which model each expert was made of, one line for each."""
+    lines = [f"expert {number}: {source}" for number, source in enumerate(sources.experts)]
+    lines += [
+        f"shared expert {number}: {source}" for number, source in enumerate(sources.shared_experts)
+    ]
+    if sources.base is not None:
+        lines.append(f"all else: {sources.base}")
+    return list(map(make_printable, lines))
 
 
 def word_routing(model: Inspection) -> list[str]:

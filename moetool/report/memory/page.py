@@ -17,6 +17,7 @@ from moetool.report.memory.sections.hardware import (
 )
 from moetool.report.memory.sections.implementations import list_implementations
 from moetool.report.memory.sections.layouts import list_layout_verdicts, list_layouts
+from moetool.report.memory.sections.reported import list_reported
 from moetool.report.memory.sections.serving import list_serving
 from moetool.report.memory.sections.training import list_training
 from moetool.report.memory.verdict import list_verdict
@@ -60,6 +61,9 @@ _FIGURES = {
 
 def list_blocks(estimate: Estimate) -> Iterator[Block]:
     """Yield everything known about one estimate."""
+    if estimate.reported:
+        yield from list_reported(estimate, estimate.reported)
+        return
     verdict, *ways = list_verdict(estimate)
     layouts = list_layout_verdicts(estimate.layouts)
     in_short = make_paragraphs([style_words(verdict, Style.STRONG), *ways, *layouts])

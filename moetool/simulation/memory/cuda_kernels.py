@@ -94,16 +94,21 @@ def _find_in_attention(
 
 
 def _find_in_sort(rows: torch.Tensor, *_: Any, **__: Any) -> Temporaries:
-    """Return the indices that are sorted, and the memory for a radix sort of one long row.
-
-    That is two copies of keys and indices, counters, and a look-back of 1 KiB per tile of 4,608.
-    """
+    """Return the indices that are sorted, and the memory for a radix sort of one long row."""
     num_rows = rows.numel()
     indices = num_rows * 8
     if rows.dim() != 1 or num_rows <= 4096:
         return Temporaries(after=(indices,))
-    copies = 2 * _round_up(num_rows * rows.element_size(), 256)
-    return Temporaries(after=(indices, copies + 16895 + 1024 * math.ceil(num_rows / 4608)))
+    return Temporaries(after=(indices, count_sort_bytes(num_rows, rows.element_size())))
+
+
+def count_sort_bytes(num_rows: int, key_bytes: int) -> int:
+    """Return the memory for a radix sort of one long row, without the indices that are sorted.
+
+    That is two copies of keys and indices, counters, and a look-back of 1 KiB per tile of 4,608.
+    """
+    copies = 2 * _round_up(num_rows * key_bytes, 256)
+    return copies + 16895 + 1024 * math.ceil(num_rows / 4608)
 
 
 def _find_in_histogram(*_: Any, **__: Any) -> Temporaries:

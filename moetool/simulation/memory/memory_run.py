@@ -21,12 +21,12 @@ from moetool.simulation.caches.preparing import preparing_cache
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.cache_tensors import find_cache_blocks, find_cache_tensors
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
-from moetool.simulation.memory.timeline import Call, Origins, Timeline
+from moetool.simulation.memory.seen_runs import SeenRuns
+from moetool.simulation.memory.timeline import Call, Timeline
 from moetool.simulation.meta.encoders import encoding_inside_model
 from moetool.simulation.meta.generation import StopSimulation, without_data
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
-from moetool.simulation.repeated.layer_outcomes import LayerOutcomes
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 from moetool.simulation.run_options import DEFAULT_BLOCK_BUDGET as DEFAULT_BLOCK_BUDGET
 from moetool.simulation.run_options import BlockBudget as BlockBudget
@@ -49,6 +49,7 @@ class MemoryRun:
         routing_modules: The modules whose second and third arguments are the experts that routers
             chose and their weights.
         assistant: The model that drafts tokens for `generate`; None to generate without one.
+        seen: Earlier runs of the same model on equal terms, to which this one's are added.
         is_each_layer_run: Also run layers that are the same as one already run. It takes longer and
             gives the same timeline; changes that layers make to themselves then remain.
         on_step: Receives a few words on each pass through the model and each layer in it.
@@ -61,6 +62,7 @@ class MemoryRun:
         *,
         routing_modules: tuple[nn.Module, ...] = (),
         assistant: PreTrainedModel | None = None,
+        seen: SeenRuns | None = None,
         is_each_layer_run: bool = False,
         on_step: Callable[[str], None] | None = None,
     ) -> None:
@@ -69,9 +71,10 @@ class MemoryRun:
         self._options = options
         self._routing_modules = routing_modules if options.is_routing_kept else ()
         self._token_id = find_ordinary_token(skeleton.config)
-        self._origins = Origins()
+        self._seen = SeenRuns() if seen is None else seen
+        self._origins = self._seen.origins
         self._is_each_layer_run = is_each_layer_run
-        self._outcomes = LayerOutcomes()
+        self._outcomes = self._seen.outcomes
         self._on_step = on_step
         self._num_passes = 0
 
@@ -131,13 +134,15 @@ class MemoryRun:
         generate: Any = self._skeleton.generate
         if not self._skeleton.config.is_encoder_decoder:
             num_prompt_tokens += num_tokens_before
-            return self._record(
+            timeline = self._record(
                 generate,
                 num_prompt_tokens,
                 options,
                 num_calls=num_calls,
                 num_residual=num_residual,
             )
+            self._seen.keep(timeline, self._options.batch_size, num_prompt_tokens)
+            return timeline
         options["decoder_start_token_id"] = self._token_id
         num_decoder_tokens = 1 + num_tokens_before if num_tokens_before else 0
         return self._record(

@@ -13,8 +13,8 @@ from typing import Self
 
 import pyarrow as pa
 
-from moetool.cores import count_cores
 from moetool.errors import MoetoolError
+from moetool.process.cores import count_cores
 from moetool.trace.excerpt import PromptExcerpt, choose_excerpt_tokens, excerpt_rows
 from moetool.trace.reading.prompt_sums import DomainCounter
 from moetool.trace.writing.pieces import EncodedPiece, PieceFacts, TracePiece

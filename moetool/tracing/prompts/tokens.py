@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moetool.anatomy.config_fields import find_position_limit
 from moetool.errors import InputError, UsageError
 from moetool.printable import printable
-from moetool.quiet import quiet_transformers
+from moetool.process.quiet import quiet_transformers
 from moetool.tracing.prompts.encoding import (
     OWN_TOKENIZER,
     SpecialTokens,

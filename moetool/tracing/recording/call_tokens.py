@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,10 @@ from moetool.tracing.recording.token_masks import (
 )
 from moetool.tracing.recording.transfer.host_copies import HostCopy, is_asynchronous
 from moetool.wording import number_of
+
+# Whole numbers about tokens, which are not their ids.
+_NO_IDS = re.compile(r"mask|position|cache|type|length|index|indices|task")
+_UNNAMED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,17 @@ class CallInputs:
         device: Device of the batch.
 
     Args:
-        inputs: The call's arguments by name; the call is of a model or of an encoder-decoder's stack.
+        inputs: The call's arguments by name, with a batch that `find_batch` finds; the call is of a
+            model or of an encoder-decoder's stack.
 
     Raises:
-        UntraceableError: The call has no tokens, its mask does not distinguish pads from tokens,
-            or the number of tokens before it is unknown.
+        UntraceableError: The batch is empty, its mask does not distinguish pads from tokens, or the
+            number of tokens before it is unknown.
     """
 
     def __init__(self, inputs: Mapping[str, Any]) -> None:
-        batch = _find_batch(inputs)
+        batch = find_batch(inputs)
+        assert batch is not None
         self._num_rows, self._num_columns = batch.shape[:2]
         self.device = batch.device
         self.num_slots = self._num_rows * self._num_columns
@@ -132,20 +139,25 @@ class CallInputs:
         return real if self._num_cached is None else real[:, : self._num_seen]
 
 
-def _find_batch(inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Return the tokens of a call, or their embeddings.
+def find_batch(inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return the token ids of a call, or their embeddings; None if it has neither.
+
+    Ids may have any name if the call has whole numbers of one shape alone, such as ids and labels.
 
     Returns:
         # (num_rows, num_columns, …)
+
+    Raises:
+        UntraceableError: The batch is empty.
     """
     tokens = find_input(inputs, "input_ids")
     if tokens is None:
         tokens = find_input(inputs, "inputs_embeds")
+    if tokens is None:
+        ids = [value for name, value in inputs.items() if _may_be_ids(name, value)]
+        tokens = ids[0] if len({value.shape for value in ids}) == 1 else None
     if not isinstance(tokens, torch.Tensor) or tokens.dim() < 2:
-        raise UntraceableError(
-            "The model was called without input_ids or inputs_embeds.",
-            hint="Call it as model(input_ids=…, attention_mask=…).",
-        )
+        return None
     num_rows, num_columns = tokens.shape[0], tokens.shape[1]
     if not num_rows * num_columns:
         raise UntraceableError(
@@ -154,6 +166,15 @@ def _find_batch(inputs: Mapping[str, Any]) -> torch.Tensor:
             hint="Leave out batches without tokens.",
         )
     return tokens
+
+
+def _may_be_ids(name: str, value: object) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dim() == 2
+        and value.dtype in (torch.int32, torch.int64)
+        and not _NO_IDS.search(name)
+    )
 
 
 def find_input(inputs: Mapping[str, Any], name: str) -> Any:
@@ -168,10 +189,33 @@ def name_inputs(
     """Return a forward call's arguments by name.
 
     Keywords are kept as they are: a forward may accept some that its signature lacks, such as
-    earlier names of its parameters.
+    earlier names of its parameters. A batch that is passed as one mapping is named by its keys, and
+    the arguments of a wrapper such as `DataParallel` by the module that it passes them on to.
     """
-    if not args:
-        return dict(kwargs)
-    forward: Callable[..., Any] = module.forward
-    named = inspect.signature(forward).bind_partial(*args).arguments
+    named: dict[str, Any] = {}
+    if args:
+        named = _name_arguments(_find_named_forward(module), args)
+    for value in list(named.values()):
+        if isinstance(value, Mapping):
+            named.update({str(name): item for name, item in value.items()})
     return {**named, **kwargs}
+
+
+def _name_arguments(forward: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    signature = inspect.signature(forward)
+    for name, value in signature.bind_partial(*args).arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            named.update({f"{name}.{index}": item for index, item in enumerate(value)})
+        else:
+            named[name] = value
+    return named
+
+
+def _find_named_forward(module: nn.Module) -> Callable[..., Any]:
+    """Return the forward that names the arguments, which a wrapper passes on as they are."""
+    forward: Callable[..., Any] = module.forward
+    parameters = inspect.signature(forward).parameters.values()
+    children = list(module.children())
+    passes_on = all(parameter.kind in _UNNAMED for parameter in parameters)
+    return _find_named_forward(children[0]) if passes_on and len(children) == 1 else forward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +12,32 @@ from moetool.tracing.recording.calls import RecordedCall, RecordedLayer
 if TYPE_CHECKING:
     import pandas as pd
 
+_COLUMNS = [
+    "call",
+    "batch_index",
+    "position",
+    "stack",
+    "layer",
+    "module",
+    "rank",
+    "expert",
+    "weight",
+    "run",
+    "token_axis",
+]
 
-def make_layer_frame(call: RecordedCall, recorded: RecordedLayer) -> pd.DataFrame:
-    """Return the assignments of one layer in a call, see `RoutingRecorder.to_frame`."""
+
+def make_frame(calls: Iterable[RecordedCall]) -> pd.DataFrame:
+    """Return the assignments of calls, see `RoutingRecorder.to_frame`."""
+    import pandas as pd
+
+    frames = [_make_layer_frame(call, recorded) for call in calls for recorded in call.layers]
+    if not frames:
+        return pd.DataFrame(columns=_COLUMNS)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _make_layer_frame(call: RecordedCall, recorded: RecordedLayer) -> pd.DataFrame:
     import pandas as pd
 
     num_tokens, top_k = recorded.experts.shape
@@ -29,5 +53,7 @@ def make_layer_frame(call: RecordedCall, recorded: RecordedLayer) -> pd.DataFram
             "rank": np.tile(np.arange(top_k), num_tokens),
             "expert": np.take_along_axis(recorded.experts, order, axis=1).ravel(),
             "weight": np.take_along_axis(recorded.weights, order, axis=1).ravel(),
+            "run": call.run,
+            "token_axis": call.token_axis.value,
         }
     )

@@ -24,27 +24,25 @@ from torch import nn
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.choices import take_flag
 from moetool.errors import UntraceableError, UsageError
+from moetool.tracing.recording.apart import DecisionsApart
 from moetool.tracing.recording.call_tokens import CallInputs, find_input, name_inputs
 from moetool.tracing.recording.calls import RecordedCall
 from moetool.tracing.recording.compiled import check_not_compiled, explain_silence
-from moetool.tracing.recording.frames import make_layer_frame
+from moetool.tracing.recording.frames import make_frame
 from moetool.tracing.recording.generate_masks import GenerateMasks
 from moetool.tracing.recording.hooks import Hooks
 from moetool.tracing.recording.saliency.meter import SaliencyMeter, check_saliency
 from moetool.tracing.recording.saliency.sums import SaliencySums
-from moetool.tracing.recording.scopes import (
-    OPTIONAL_STACKS,
-    CallScope,
-    find_recorded_model,
-)
+from moetool.tracing.recording.scopes import CallScope, find_recorded_model
 from moetool.tracing.recording.token_masks import is_token_mask
 from moetool.tracing.recording.transfer.host_copies import SideStreams
-from moetool.tracing.recording.transfer.inbox import Inbox, Receipt
+from moetool.tracing.recording.transfer.inbox import Inbox, Receipt, make_receipt
 from moetool.tracing.recording.transfer.sent import SentShipment
 from moetool.tracing.recording.transfer.shipment import Shipment
 from moetool.tracing.recording.watch import Decision, Watch, watch_layer
 from moetool.tracing.recording.watch.chance import ChanceWatch
-from moetool.wording import number_of
+from moetool.tracing.recording.watch.operations.watch import OperationsWatch
+from moetool.tracing.recording.watch.separate.watch import SeparateExpertsWatch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,8 +66,9 @@ class RoutingRecorder:
     attention mask is read as transformers' models read it: 1 for a token, 0 for a pad.
 
     Args:
-        model: A transformers model with routed experts, or any module that is called with
-            `input_ids` or `inputs_embeds`.
+        model: A model with routed experts, or a routed layer alone. If it is not called with token
+            ids or `inputs_embeds`, positions count along the axes of the hidden states that the
+            layer's block received, as `token_axis` says.
         layers: Record only these layer numbers; by default all.
         keep_scores: Also keep each router's scores of all experts, in `RecordedLayer.scores`.
         allow_inexact: Record layers whose decisions are not those that the experts carry out, and
@@ -121,6 +120,7 @@ class RoutingRecorder:
         # By the path of their scope: shipments that are being filled, and calls under way.
         self._shipments: dict[str, Shipment] = {}
         self._inputs: dict[str, CallInputs] = {}
+        self._apart = DecisionsApart()
         self._scope_paths: dict[MoeLayer, str] = {}
         self._was_called = False
         # The number of calls begun, and the last layer of the latest that has decided.
@@ -153,17 +153,22 @@ class RoutingRecorder:
             )
 
     def _install(self) -> None:
+        # Placed last: a module that is recorded alone is the block too, and decides before it ends.
+        ends: list[tuple[nn.Module, Any]] = []
         for scope in self.recorded.scopes:
             self._scope_paths.update(dict.fromkeys(scope.layers, scope.path))
             chance = ChanceWatch(self.model, () if self._allow_chance else scope.layers)
             self._hooks.on_removal(chance.end)
             module = self.model.get_submodule(scope.path)
             self._hooks.before(module, self._begin_call(scope, chance), with_kwargs=True)
-            self._hooks.after(module, self._end_call(scope, chance))
+            ends.append((module, self._end_call(scope, chance)))
+        self._apart.install(self.model, self.layers, self._hooks)
         for watch in self._watches.values():
             watch.install(self.model, self._take_decision, self._hooks)
         if self._meter is not None:
             self._meter.install(self.model, self._find_call, self._hooks)
+        for module, end in ends:
+            self._hooks.after(module, end)
         self._hooks.on_removal(self._masks.remove)
         self._masks.install()
 
@@ -213,32 +218,29 @@ class RoutingRecorder:
         watch = self._watches.get(layer.experts_path)
         return watch.output_factor if watch else None
 
+    def find_routing(self, layer: MoeLayer) -> str | None:
+        """Return how a layer's tokens and experts came together, once a call was recorded.
+
+        `token_choice`, `expert_choice` if experts chose among tokens, or `dense` if every expert ran
+        on every token with a weight that is not zero. None where only the decisions are known.
+        """
+        watch = self._watches.get(layer.experts_path)
+        return watch.routing if isinstance(watch, OperationsWatch) else None
+
     def to_frame(self) -> pd.DataFrame:
         """Return the calls recorded and not yet taken, one row per assignment.
 
         Columns: `call` (forward calls, from 0), `batch_index`, `position` (among the row's real
         tokens), `stack`, `layer`, `module` (path of the experts), `rank` (0 is the decision's
-        largest weight), `expert`, `weight`.
+        largest weight), `expert`, `weight`, `run` (runs of the layer in the call, from 0),
+        `token_axis` (`input` if positions are those of the token ids that the model was called with,
+        `block` if they are those of the hidden states that the layer's block received).
+        `attrs["routing"]` has what `find_routing` returns, by module.
         """
-        import pandas as pd
-
-        frames = [
-            make_layer_frame(call, recorded) for call in self.calls for recorded in call.layers
-        ]
-        columns = [
-            "call",
-            "batch_index",
-            "position",
-            "stack",
-            "layer",
-            "module",
-            "rank",
-            "expert",
-            "weight",
-        ]
-        if not frames:
-            return pd.DataFrame(columns=columns)
-        return pd.concat(frames, ignore_index=True)
+        frame = make_frame(self.calls)
+        kinds = {layer.experts_path: self.find_routing(layer) for layer in self.layers}
+        frame.attrs["routing"] = {path: kind for path, kind in kinds.items() if kind}
+        return frame
 
     def _begin_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -248,45 +250,44 @@ class RoutingRecorder:
             mask = find_input(inputs, "attention_mask")
             if mask is not None and not is_token_mask(mask):
                 inputs = self._masks.restore(inputs)
-            self._begin_shipping(scope, CallInputs(inputs))
+            batch = self._apart.begin(scope.path, inputs, number=self._num_calls)
+            if batch is not None:
+                self._begin_shipping(scope, batch)
             chance.begin()
 
         return hook
 
     def _take_decision(self, layer: MoeLayer, decision: Decision) -> None:
         path = self._scope_paths[layer]
-        shipment = self._shipments.get(path)
+        shipment = self._shipments.get(path) if path in self._inputs else None
         # The usual case first: this runs in every layer of every call, while a GPU may wait.
-        if shipment is None or path not in self._inputs:
-            self._was_called = True
-            raise UntraceableError(
-                f"{layer.experts_path} ran outside a forward call of the recorded model.",
-                hint="Record the module that you call.",
-            )
-        if not shipment.expects(layer, decision):
-            self._check_decision(layer, decision, shipment)
+        if shipment is None or not shipment.expects(layer, decision):
+            if not self._apart.is_under_way(path):
+                self._was_called = True
+                raise UntraceableError(
+                    f"{layer.experts_path} ran outside a forward call of the recorded model.",
+                    hint="Record the module that you call.",
+                )
+            self.reached = (self.reached[0], layer)
+            has_run = shipment is not None and shipment.has(layer)
+            if shipment is None or has_run or not self._apart.fits(path, layer, decision):
+                self._apart.take(path, layer, decision, has_run=has_run)
+                return
             shipment.make_place(layer, decision)
         self.reached = (self.reached[0], layer)
         shipment.copy(layer, decision)
 
-    def _check_decision(self, layer: MoeLayer, decision: Decision, shipment: Shipment) -> None:
-        if shipment.has(layer):
-            raise UntraceableError(
-                f"{layer.experts_path} ran twice in one forward call.",
-                hint="moetool records models whose layers run once per call.",
-            )
-        num_decisions = decision.experts.shape[0]
-        num_slots = self._inputs[self._scope_paths[layer]].num_slots
-        if num_decisions != num_slots:
-            raise UntraceableError(
-                f"{layer.experts_path} received {number_of(num_decisions, 'decision')} for "
-                f"{number_of(num_slots, 'token')}.",
-                hint="moetool records models that route every token of a call.",
-            )
-
     def _find_call(self, layer: MoeLayer) -> tuple[torch.Tensor, Decision]:
         """Return the slots of the real tokens of a call under way, and a layer's decision."""
         path = self._scope_paths[layer]
+        watch = self._watches[layer.experts_path]
+        is_searched = isinstance(watch, SeparateExpertsWatch) and watch.is_searched
+        if path not in self._inputs or self._apart.has(path, layer) or is_searched:
+            raise UntraceableError(
+                f"Can't record the saliency of {layer.experts_path}: it does not send each "
+                "token of the model's batch to its experts once, as it is.",
+                hint="Leave out keep_saliency: the decisions themselves can be recorded.",
+            )
         decision = self._shipments[path].find(layer)
         slots = self._inputs[path].tokens.slots
         return torch.from_numpy(slots).to(decision.experts.device), decision
@@ -294,13 +295,19 @@ class RoutingRecorder:
     def _end_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(_module: nn.Module, _args: object, _output: object) -> None:
             chance.end()
-            inputs, shipment = self._inputs.pop(scope.path), self._shipments[scope.path]
+            inputs = self._inputs.pop(scope.path, None)
+            shipment = self._shipments.get(scope.path) if inputs else None
             self._check_none_silent(scope, shipment)
-            shipment.end()
             self._num_calls += 1
-            # The next call is probably as large.
-            if not shipment.has_room(inputs.num_slots):
-                self._send(scope.path)
+            if inputs and shipment and any(map(shipment.has, scope.layers)):
+                shipment.end()
+                # The next call is probably as large.
+                if not shipment.has_room(inputs.num_slots):
+                    self._send(scope.path)
+            apart = self._apart.end(scope.path)
+            if apart:
+                self._send_all()
+                self._receipts.append(make_receipt(apart))
 
         return hook
 
@@ -327,11 +334,13 @@ class RoutingRecorder:
             receipt = self._inbox.receive(sent, is_asynchronous=shipment.is_asynchronous)
             self._receipts.append(receipt)
 
-    def _check_none_silent(self, scope: CallScope, shipment: Shipment) -> None:
+    def _check_none_silent(self, scope: CallScope, shipment: Shipment | None) -> None:
         silent = [
             layer
             for layer in scope.layers
-            if not shipment.has(layer) and layer.stack not in OPTIONAL_STACKS
+            if layer not in scope.optional
+            and not (shipment and shipment.has(layer))
+            and not self._apart.has(scope.path, layer)
         ]
         if silent:
             raise explain_silence(self.model, silent, num_layers=len(scope.layers))

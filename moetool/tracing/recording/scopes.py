@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers, select_layers
+from moetool.anatomy.routing.walk import is_called
 
 # Stacks that text alone does not pass; every other routed layer must be seen in every call.
 OPTIONAL_STACKS = ("vision", "audio", "talker")
@@ -25,10 +26,13 @@ class CallScope:
     Attributes:
         path: Module path; empty for the model itself.
         layers: The routed layers within.
+        optional: Those of them that need not run in every call: text alone does not pass them, or they
+            are within the experts of another layer.
     """
 
     path: str
     layers: tuple[MoeLayer, ...]
+    optional: frozenset[MoeLayer]
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,19 @@ def _group_by_scope(layers: Iterable[MoeLayer], stacks: Sequence[str]) -> Iterat
         path = next((path for path in stacks if layer.experts_path.startswith(f"{path}.")), "")
         by_path.setdefault(path, []).append(layer)
     for path, scoped in by_path.items():
-        yield CallScope(path, tuple(scoped))
+        yield CallScope(path, tuple(scoped), frozenset(_find_optional(scoped)))
+
+
+def _find_optional(layers: Sequence[MoeLayer]) -> Iterator[MoeLayer]:
+    for layer in layers:
+        is_within = any(layer.experts_path.startswith(f"{o.experts_path}.") for o in layers)
+        if is_within or layer.stack in OPTIONAL_STACKS:
+            yield layer
 
 
 def _find_stacks(model: nn.Module) -> Iterator[str]:
     """Yield the paths of encoders and decoders that have the same parent."""
     for path, module in model.named_modules():
         children = dict(module.named_children())
-        if all(name in children for name in _STACKS):
+        if all(name in children and is_called(children[name]) for name in _STACKS):
             yield from (f"{path}.{name}" if path else name for name in _STACKS)

@@ -11,8 +11,8 @@ from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.stated.quantization import find_method, name_quantization
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError
+from moetool.process.quiet import following_weights, quiet_transformers
 from moetool.quantizing.choice import QuantizationChoice
-from moetool.quiet import following_weights, quiet_transformers
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.wording import number_of
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moetool.errors import UntraceableError
 from moetool.trace.decisions import NO_EXPERT, PHASES
-from moetool.tracing.recording.calls import RecordedCall, RecordedLayer
+from moetool.tracing.recording.calls import RecordedCall, RecordedLayer, TokenAxis
 from moetool.wording import number_of
 
 
@@ -69,8 +69,9 @@ def collect_scopes(batches: Sequence[TracedBatch]) -> list[CollectedScope]:
     every step: a token counts when it first passes, and only if it belongs to its row's sequence.
 
     Raises:
-        UntraceableError: A token of a sequence never passed.
+        UntraceableError: A token of a sequence never passed a layer, or passed it more than once.
     """
+    refuse_apart(call for batch in batches for call in batch.calls)
     scopes = list(dict.fromkeys(call.scope for batch in batches for call in batch.calls))
     return [_collect_scope(batches, scope) for scope in scopes]
 
@@ -78,6 +79,28 @@ def collect_scopes(batches: Sequence[TracedBatch]) -> list[CollectedScope]:
 def cut_scopes(scopes: Sequence[CollectedScope], prompts: range) -> list[CollectedScope]:
     """Return the part of each scope that holds consecutive prompts, which are counted from 0 again."""
     return [_cut_scope(scope, prompts) for scope in scopes]
+
+
+def refuse_apart(calls: Iterable[RecordedCall]) -> None:
+    """Refuse calls that no trace has a place for.
+
+    Raises:
+        UntraceableError: A layer ran more than once in a call, or on other tokens than its prompts'.
+    """
+    for call in calls:
+        path = call.layers[0].layer.experts_path
+        if call.run:
+            raise UntraceableError(
+                f"{path} ran twice in one forward call.",
+                hint="A trace holds one decision of each layer for a token. RoutingRecorder records "
+                "every run.",
+            )
+        if call.token_axis is not TokenAxis.INPUT:
+            raise UntraceableError(
+                f"{path} received {number_of(len(call.position), 'token')} that are not those of the "
+                "prompts.",
+                hint="A trace holds tokens of prompts. RoutingRecorder records any.",
+            )
 
 
 def _cut_scope(scope: CollectedScope, prompts: range) -> CollectedScope:

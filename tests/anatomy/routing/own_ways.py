@@ -182,10 +182,11 @@ class Adapters(nn.Module):
         return call(self.mlp, x) + (torch.stack(updates, -1) * weights[..., None, :]).sum(-1)
 
 
-BLOCKS = [
-    *(FusedInBlock, LaidUnderEachOther, ListOfFfns, NumberedChildren, TwoBranches),
-    *(TutelLayer, ChoiceInAFunction, Peer),
-]
+# Their experts are modules, of which the recorder proves that they are routed to.
+PROPOSED = [ListOfFfns, NumberedChildren, TwoBranches]
+# Their experts are stacked matrices, of which the recorder observes what they meet.
+OBSERVED = [FusedInBlock, TutelLayer]
+BLOCKS = [LaidUnderEachOther, ChoiceInAFunction, Peer]
 
 
 class Attention(nn.Module):

@@ -14,11 +14,14 @@ from torch.nn import functional as F
 
 from moetool import RoutingRecorder
 from moetool.anatomy.routing.moe_layers import find_experts, find_moe_layers
+from moetool.anatomy.routing.rules import RoutingRule
 from moetool.errors import DenseModelError, UntraceableError
 from tests.anatomy.routing.own_ways import (
     BLOCKS,
     INNER,
     NUM_EXPERTS,
+    OBSERVED,
+    PROPOSED,
     WIDTH,
     Adapters,
     Model,
@@ -48,6 +51,37 @@ def test_a_model_that_routes_in_its_own_way_is_not_called_dense(
     assert caught.value.facts
 
 
+@pytest.mark.parametrize("block", PROPOSED)
+def test_modules_that_may_be_experts_are_proposed_and_proven(
+    block: Callable[[], nn.Module],
+) -> None:
+    model = Model(feed_forward(), block())
+
+    with RoutingRecorder(model) as recorder:
+        model(torch.arange(6)[None])
+
+    (layer,) = recorder.layers
+    assert (layer.layer, layer.block_path) == (1, "layers.1.ff")
+    weights = recorder.to_frame().groupby("position")["weight"].sum()
+    assert weights.to_numpy() == pytest.approx(1)
+    # Nothing is claimed about them without a call.
+    assert not find_experts(model).layers
+
+
+@pytest.mark.parametrize("block", OBSERVED)
+def test_stacked_experts_are_proposed_and_observed(block: Callable[[], nn.Module]) -> None:
+    model = Model(feed_forward(), block())
+
+    with RoutingRecorder(model) as recorder:
+        model(torch.arange(6)[None])
+
+    (layer,) = recorder.layers
+    assert (layer.layer, layer.block_path) == (1, "layers.1.ff")
+    assert (layer.rule, layer.num_experts) == (RoutingRule.OPERATIONS, NUM_EXPERTS)
+    assert recorder.to_frame()["position"].nunique() == 6
+    assert not find_experts(model).layers
+
+
 def test_peer_is_refused_by_its_own_name() -> None:
     with pytest.raises(UntraceableError) as caught:
         find_moe_layers(Model(Peer()))
@@ -62,8 +96,10 @@ def test_adapters_among_which_a_dense_models_tokens_choose_are_seen() -> None:
     layer = model.model.layers[1]
     layer.mlp = Adapters(layer.mlp, model.config.hidden_size)
 
-    with pytest.raises(UntraceableError, match="No routed experts were recognised in Llama"):
-        RoutingRecorder(model)
+    (layer,) = RoutingRecorder(model).layers
+
+    assert layer.block_path == "model.layers.1.mlp"
+    assert layer.members[1] == ("lora_A.1", "lora_B.1")
 
 
 def test_a_forward_put_in_the_place_of_a_modules_own_is_read() -> None:
@@ -126,6 +162,13 @@ def test_a_layer_that_routes_in_its_own_way_is_not_passed_over_among_others(
 
     with pytest.raises(UntraceableError):
         find_moe_layers(Model(Separate(), block()))
+
+
+@pytest.mark.parametrize("block", [*PROPOSED, *OBSERVED])
+def test_proposed_experts_are_not_passed_over_among_others(block: Callable[[], nn.Module]) -> None:
+    layers = find_moe_layers(Model(Separate(), block()))
+
+    assert [layer.layer for layer in layers] == [0, 1]
 
 
 @pytest.mark.parametrize("value", [8, [8, 8], True])

@@ -108,10 +108,13 @@ def test_two_routings_in_one_layer_are_named_by_their_blocks(
     assert [found.stack for found in find_moe_layers(nest("layers.0", layer))] == stacks
 
 
-def test_routings_with_the_same_name_are_refused() -> None:
+def test_routings_whose_blocks_have_the_same_name_are_told_apart_by_their_paths() -> None:
     twins = join(*(nest("layers.0.mlp.experts", Experts()) for _ in range(2)))
-    with pytest.raises(UntraceableError, match="routes more than once"):
-        find_moe_layers(twins)
+    found = find_moe_layers(twins)
+    assert [layer.stack for layer in found] == [
+        f"decoder.mlp.{layer.experts_path}" for layer in found
+    ]
+    assert len({layer.stack for layer in found}) == 2
 
 
 def test_identity_experts_are_those_beyond_the_smaller_stack() -> None:

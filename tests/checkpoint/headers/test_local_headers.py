@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.errors import InputError
@@ -104,27 +105,24 @@ def test_a_folder_without_weights_holds_no_headers(tmp_path: Path) -> None:
     assert read_local_headers(tmp_path) is None
 
 
-def write_pickle(folder: Path) -> None:
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
+def test_pickled_weights_are_read_as_safetensors_are(tmp_path: Path) -> None:
+    tensors = {"b": torch.zeros(4, 3), "a": torch.zeros(2, dtype=torch.bfloat16)}
+    kinds: dict[str, Callable[..., object]] = {"safetensors": save_file, "bin": torch.save}
+    found = {}
+    for suffix, save in kinds.items():
+        folder = tmp_path / suffix
+        folder.mkdir()
+        names = {name: f"pytorch_model-{name}.{suffix}" for name in tensors}
+        for name, file in names.items():
+            save({name: tensors[name]}, folder / file)
+        stem = "model" if suffix == "safetensors" else "pytorch_model"
+        write_index(folder, names, name=f"{stem}.{suffix}.index.json")
+        headers = read_local_headers(folder)
+        assert headers is not None
+        found[suffix] = {(t.name, t.dtype, t.shape, t.num_bytes) for t in headers.tensors}
 
-
-def write_pickled_shards(folder: Path) -> None:
-    (folder / "pytorch_model-1.bin").write_bytes(pickle.dumps({"a": 1}))
-    write_index(folder, {"a": "pytorch_model-1.bin"}, name="pytorch_model.bin.index.json")
-
-
-@pytest.mark.parametrize("write", [write_pickle, write_pickled_shards])
-def test_pickled_weights_are_refused_with_two_ways_out(
-    write: Callable[[Path], None], tmp_path: Path
-) -> None:
-    write(tmp_path)
-
-    error = refusal_of(tmp_path)
-
-    assert f"'{tmp_path}' holds pickled weights" in error.message
-    assert "safetensors" in error.hint
-    assert "--source skeleton" in error.hint
-    assert "pytorch_model" in error.facts[0]
+    assert found["bin"] == found["safetensors"]
+    assert len(found["bin"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def truncate(name: str) -> Spoil:
 SPOILED: dict[str, tuple[Spoil, Refusal]] = {
     "no config.json": (
         remove("config.json"),
-        Refusal(3, error="'{}' holds no config.json", hint="Hugging Face format"),
+        Refusal(3, error="'{}' holds no config.json: it is loose safetensors", hint="config.json"),
     ),
     "no weights": (
         remove(WEIGHTS),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoint.gguf.writer import moe_metadata, moe_tensors, write_gguf
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.cli.commands.test_remote_code import (
     HIDDEN_SIZE,
@@ -83,11 +84,21 @@ def test_what_can_not_be_inspected_is_named(
     assert_refused(run_moetool("inspect", *arguments), refusal, target=None)
 
 
-def test_a_gguf_file_is_refused_by_what_it_is(run_moetool: RunMoetool, tmp_path: Path) -> None:
+def test_a_gguf_file_that_breaks_off_is_refused(run_moetool: RunMoetool, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF\x03\x00\x00\x00")
-    refusal = Refusal(3, error=f"'{path}' is a GGUF file", hint="original checkpoint")
+    refusal = Refusal(3, error=f"'{path}' is not a complete GGUF file", hint="Download it again")
     assert_refused(run_moetool("inspect", path), refusal, target=None)
+
+
+def test_a_gguf_file_is_not_quantized_by_transformers(
+    run_moetool: RunMoetool, tmp_path: Path
+) -> None:
+    path = write_gguf(tmp_path / "model.gguf", moe_metadata(), moe_tensors())
+    target = tmp_path / "quantized"
+    done = run_moetool("quantize", path, "-o", target)
+    refusal = Refusal(3, error=f"'{path}' is a GGUF file", hint="original checkpoint")
+    assert_refused(done, refusal, target=target)
 
 
 @pytest.mark.parametrize(

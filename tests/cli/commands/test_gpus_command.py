@@ -13,7 +13,7 @@ from tests.command import RunMoetool
 def test_gpus_are_listed_and_filtered(run_moetool: RunMoetool, tmp_path: Path) -> None:
     completed = run_moetool("gpus")
     assert (completed.returncode, completed.stderr) == (0, "")
-    for word in ("rtx-4090", "24.0 GiB", "hopper", "AMD", "48 GPUs"):
+    for word in ("rtx-4090", "24.0 GiB", "hopper", "AMD", "48 GPUs and 4 TPUs."):
         assert word in completed.stdout
     output = tmp_path / "gpus.json"
     assert run_moetool("gpus", "--vendor", "amd", "-o", output).returncode == 0
@@ -24,7 +24,7 @@ def test_gpus_are_listed_and_filtered(run_moetool: RunMoetool, tmp_path: Path) -
 
 
 def test_filters_that_mean_nothing_are_refused(run_moetool: RunMoetool) -> None:
-    refusal = Refusal(2, error="'intel'", hint="AMD or NVIDIA")
+    refusal = Refusal(2, error="'intel'", hint="AMD, Google or NVIDIA")
     assert_refused(run_moetool("gpus", "--vendor", "intel"), refusal, target=None)
     refusal = Refusal(2, error="'80'", hint="24GiB")
     assert_refused(run_moetool("gpus", "--min-memory", "80"), refusal, target=None)

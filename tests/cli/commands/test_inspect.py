@@ -107,7 +107,7 @@ active      1.155M            1,154,688   all: 39.5% of the total
             1.155M            1,154,688   without input embedding
             892.5K              892,544   without embedding and head
 layers      6, all with experts
-experts     top-2 of 8
+experts     top-2 of 8; 49.15K parameters each
 """
     )
     assert max(map(len, completed.stdout.splitlines())) <= 80

@@ -50,7 +50,9 @@ def test_a_sweep_of_two_models_is_written_as_rows(run_moetool: RunMoetool, tmp_p
     ("arguments", "refusal"),
     [
         pytest.param(
-            ["gpt-4"], Refusal(3, error="GPT-4 is known from reports", hint="inspect"), id="reports"
+            ["gpt-4", "--measure"],
+            Refusal(2, error="GPT-4 is known from reports", hint="--measure"),
+            id="reports",
         ),
         pytest.param(
             ["demo", "--gpu", "h2000"], Refusal(2, error="'h2000'", hint="h200"), id="a gpu"

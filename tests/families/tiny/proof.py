@@ -16,6 +16,7 @@ from moetool import RoutingRecorder
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.calls import RecordedCall, RecordedLayer
+from moetool.tracing.windows.collect import refuse_apart
 from tests.families.tiny.dense_reference import ObservedExperts, observe_experts
 from tests.families.tiny.gemm_audit import GemmAudit
 from tests.families.tiny.models import LOOPED_FAMILIES, available, build_family, text_inputs
@@ -155,9 +156,10 @@ def why_refused(name: str) -> str | None:
 
 
 def record(model: PreTrainedModel, *, allow_inexact: bool = False) -> None:
-    """Run a model under the recorder, which raises what keeps it from being traced."""
-    with RoutingRecorder(model, allow_inexact=allow_inexact):
+    """Run a model under the recorder, and raise what keeps it from being traced."""
+    with RoutingRecorder(model, allow_inexact=allow_inexact) as recorder:
         run(model, text_inputs(model))
+    refuse_apart(recorder.calls)
 
 
 def exact_families() -> list[str]:

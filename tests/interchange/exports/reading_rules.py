@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 # Experts of each GPU, by layer.
 Held = dict[int, list[list[int]]]

@@ -69,7 +69,7 @@ def test_all_code_that_finds_facts_is_what_they_hold_for() -> None:
         ".".join(("moetool", *path.relative_to(package).with_suffix("").parts))
         for path in fact_cache._list_code(package)
     }
-    assert {"moetool.quiet", "moetool.memory.fitting.simulated_model"} <= imported
+    assert {"moetool.process.quiet", "moetool.memory.fitting.simulated_model"} <= imported
     assert imported <= {name.removesuffix(".__init__") for name in hashed}
     assert not any(name.startswith(("moetool.cli", "moetool.report")) for name in hashed)
 

@@ -44,7 +44,7 @@ FURTHER_KEYS = [
     *("confirmed_on", "prefill_peak_allocated_bytes", "decode_peak_allocated_bytes", "stored_as"),
     *("weights_basis", "loaded_dtype", "smallest_fits", "smallest_gpu"),
     *("does_fit", "headroom_bytes", "host_cache_bytes", "layouts", "serving", "training"),
-    "assistant",
+    *("assistant", "reported"),
 ]
 PEAK_KEYS = [
     *("phase", "layer", "operation", "weights_bytes", "cache_bytes", "activation_bytes"),

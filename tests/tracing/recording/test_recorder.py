@@ -70,9 +70,22 @@ def test_a_padded_batch_has_the_rows_of_its_sequences_alone(
 def test_the_frame_has_the_documented_columns_and_counts() -> None:
     model = build_model("mixtral")
     frame = record(model, pad(sequences()[:2], side="right"), pad(sequences()[2:], side="right"))
-    assert list(frame.columns) == (
-        ["call", "batch_index", "position", "stack", "layer", "module", "rank", "expert", "weight"]
-    )
+    assert list(frame.columns) == [
+        *(
+            "call",
+            "batch_index",
+            "position",
+            "stack",
+            "layer",
+            "module",
+            "rank",
+            "expert",
+            "weight",
+        ),
+        *("run", "token_axis"),
+    ]
+    assert set(frame["run"]) == {0}
+    assert set(frame["token_axis"]) == {"input"}
     assert len(frame) == sum(LENGTHS) * 3 * 2  # layers, top-k
     assert set(frame["call"]) == {0, 1}
     assert set(frame["stack"]) == {"decoder"}

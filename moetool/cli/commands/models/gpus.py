@@ -21,7 +21,8 @@ EXAMPLES = (
 @speaks_errors
 def gpus(
     vendor: Annotated[
-        str | None, typer.Option(metavar="NAME", help="List only this vendor's: nvidia or amd.")
+        str | None,
+        typer.Option(metavar="NAME", help="List only this vendor's: nvidia, amd or google."),
     ] = None,
     min_memory: Annotated[
         str | None,

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from moetool.cli.commands.models.gguf_estimate import write_file_estimates
 from moetool.cli.errors import speaks_errors
 from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import loading
-from moetool.cli.options.memory_estimate import engines, generation, hardware, scenario, training
+from moetool.cli.options.memory_estimate import (
+    engines,
+    generation,
+    gguf,
+    hardware,
+    scenario,
+    training,
+)
 from moetool.cli.options.shared import (
     ForceOption,
     FormatOption,
@@ -20,20 +26,13 @@ from moetool.cli.options.shared import (
     RevisionOption,
     TrustOption,
 )
-from moetool.cli.options.values import (
-    check_experts,
-    parse_numbers,
-    parse_optional_numbers,
-    refuse_loose_sizes,
-)
-from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
+from moetool.cli.options.values import check_experts, refuse_loose_sizes
+from moetool.cli.output import check_report_path, choose_report_format
 from moetool.cli.progress import show_status
-from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
+from moetool.cli.writing.estimates import write_estimates
+from moetool.memory.scenario import CacheKind, Dtype, Scenario, Task
 from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.quantizing.kinds import Quantization, QuantizedExperts
-
-if TYPE_CHECKING:
-    from moetool.memory.result import Estimate
 
 SUMMARY = "Estimate the GPU memory of a run."
 EXAMPLES = (
@@ -78,6 +77,13 @@ def memory_estimate(
     kv_cache_dtype: engines.ServedCacheOption = None,
     tensor_parallel: engines.TensorParallel = None,
     engine_overhead: engines.Overhead = None,
+    n_gpu_layers: gguf.GpuLayers = None,
+    n_cpu_moe: gguf.CpuMoe = None,
+    override_tensor: gguf.OverrideTensor = None,
+    ctx_size: gguf.ContextSize = None,
+    ubatch_size: gguf.UbatchSize = None,
+    cache_type_k: gguf.CacheTypeK = None,
+    cache_type_v: gguf.CacheTypeV = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     output_format: FormatOption = None,
@@ -90,24 +96,20 @@ def memory_estimate(
     The model's own code runs without data while every allocation is followed. Weights are never
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
-    from moetool.memory.machine.gpu_group import take_group
-    from moetool.memory.machine.local_gpu import take_gpu
-    from moetool.memory.serving.deployment import choose_default_way
-    from moetool.memory.sweep import list_scenarios
     from moetool.memory.sweeps.run import estimate_models
     from moetool.memory.sweeps.worker import SweepOptions
 
     refuse_loose_sizes(models, sys.argv[1:])
     check_experts(experts, quantization)
+    of_gguf = (n_gpu_layers, n_cpu_moe, override_tensor, ctx_size, ubatch_size)
+    own = gguf.name_values(*of_gguf, cache_type_k, cache_type_v)
+    has_gguf = gguf.check_models(models, own)
     settings = (gpu_memory_utilization, kv_cache_dtype, tensor_parallel, engine_overhead)
-    serving = engines.read_engine(engine, *settings, gpu=gpu)
+    serving = None if has_gguf else engines.read_engine(engine, *settings, gpu=gpu)
     chosen = choose_report_format(output_format, output)
-    numbers_prompt = parse_optional_numbers(prompt_tokens, option="--prompt-tokens")
-    numbers_new = parse_optional_numbers(new_tokens, option="--new-tokens")
-    given = {"num_prompt_tokens": numbers_prompt, "num_new_tokens": numbers_new}
-    by_default = NUM_NEW_TOKENS if task is Task.GENERATE else 0
+    sizes = scenario.read_sizes(batch_size, prompt_tokens, new_tokens)
     common = Scenario(
-        num_new_tokens=numbers_new[0] if numbers_new else by_default,
+        num_new_tokens=sizes.choose_new_tokens(task),
         task=task,
         dtype=dtype,
         attention=attention,
@@ -117,36 +119,31 @@ def memory_estimate(
         quantization=quantization,
         is_double_quantized=double_quantization,
         experts=experts,
-        optimizer=optimizer,
-        has_checkpointing=gradient_checkpointing,
-        lora_rank=lora_rank,
-        lora_targets=lora_targets,
         cache_dtype=cache_dtype,
         num_beams=num_beams,
         num_return_sequences=num_return_sequences,
         assistant=assistant,
-        **training.read_freeze(freeze),
+        **training.read(optimizer, gradient_checkpointing, freeze, lora_rank, lora_targets),
     )
-    scenarios = list_scenarios(
-        common,
-        batch_sizes=parse_numbers(batch_size, option="--batch-size"),
-        prompt_tokens=numbers_prompt,
-        new_tokens=numbers_new,
-    )
+    scenarios = sizes.list_scenarios(common)
     failures = Failures(models)
     references = failures.resolve()
     inputs = [*list_model_files(references.values()), *list_trace_files(trace)]
     check_report_path(output, force=force, inputs=inputs)
     hardware.check_save(save, measure=measure, output=output, force=force, inputs=inputs)
     failures.check(references)
-    estimates: list[Estimate] = []
+    if has_gguf:
+        foreign = (*settings[:3], engine, parallel, save, trace, prompt_tokens, new_tokens)
+        gguf.refuse_foreign(common, foreign, measure=measure)
+        question = gguf.read_question(own, gpu=gpu, overhead=engine_overhead, scenarios=scenarios)
+        write_file_estimates(references, question, failures, chosen, output, force=force)
+        return
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
-        group = take_group(gpu, parallel, num_nodes=nodes, default=choose_default_way(serving))
-        alone = None if gpu is None or group is not None else take_gpu(gpu)
+        named_gpu, group = hardware.take_gpus(gpu, parallel, nodes, serving=serving)
         options = SweepOptions(
-            clipped_sizes=tuple(size for size, numbers in given.items() if not numbers),
-            gpu=alone if group is None else group.gpu,
+            clipped_sizes=sizes.left_out,
+            gpu=named_gpu,
             parallel=group,
             trace=trace,
             measure=measure,
@@ -156,16 +153,6 @@ def memory_estimate(
         )
         asked = [(model, references[model]) for model in models if model in references]
         # torch loads here, after the checks, so that wrong options are reported before.
-        for model, take in estimate_models(asked, scenarios, options, on_progress=show):
-            with failures.keep(model):
-                estimates += take()
-    from moetool.report.memory.data import RENDERERS
-
-    failures.check(estimates)
-    if save is not None:
-        from moetool.memory.receipts.saving import save_receipts
-
-        save_receipts(estimates, save, replace_existing=force)
-    view = replace(see_output(output), failures=failures.list_failures())
-    print_or_write(RENDERERS[chosen](estimates, view), output, force=force)
+        estimates = failures.collect(estimate_models(asked, scenarios, options, on_progress=show))
+    write_estimates(estimates, failures, chosen, output, save=save, force=force)
     failures.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moetool.cli.commands.traces import gguf_trace
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_run_inputs
 from moetool.cli.observer import TerminalObserver
@@ -12,7 +13,7 @@ from moetool.cli.options.shared import ForceOption, PageOption, RevisionOption, 
 from moetool.cli.options.values import parse_layers
 from moetool.cli.processes import current_processes, join_processes, runs_together
 from moetool.cli.writing.pages import check_page_of_run, make_page_of_run
-from moetool.cli.writing.runs import show_timings, summarize_run
+from moetool.cli.writing.runs import choose_files, show_timings, summarize_run
 from moetool.memory.scenario import CacheKind, Dtype
 from moetool.quantizing.kinds import Quantization
 from moetool.tracing.prompts.files import PromptFields
@@ -81,13 +82,10 @@ def route_trace(
     with TerminalObserver(is_quiet=quiet, is_silent=not processes.is_first) as observer:
         observer.step("starting")
         from moetool.checkpoint.reference import resolve_model
-        from moetool.quantizing.choice import choose_quantization
-        from moetool.trace.writing.sink_choice import choose_sink
-        from moetool.tracing.options import TraceOptions, choose_generation
+        from moetool.tracing.options import TraceOptions
         from moetool.tracing.processes.shared_place import share_place
         from moetool.tracing.prompts.prompts import choose_prompts
         from moetool.tracing.prompts.tokens import choose_special_tokens
-        from moetool.tracing.running.texts import choose_texts
         from moetool.tracing.trace_model import trace_model
 
     fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
@@ -97,19 +95,20 @@ def route_trace(
     reference = resolve_model(model)
     inputs = list_run_inputs(reference, prompts, device_map=device_map)
     check_page_of_run(report, trace=output, force=force, inputs=inputs)
-    sink = choose_sink(
+    generation = generating.read_generation(max_new_tokens, temperature, top_p, seed, cache)
+    sink, open_texts = choose_files(
         output,
         output_format,
-        replace_existing=force,
-        resume=resume,
+        save_text,
+        generation=generation,
         with_probabilities=probabilities,
         with_saliency=saliency,
+        force=force,
+        resume=resume,
         inputs=inputs,
         is_first=processes.is_first,
     )
-    generation = choose_generation(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, cache=cache
-    )
+    chosen = quantizing.read_quantization(quantization, double_quantization, quantize_experts)
     options = TraceOptions(
         revision=revision,
         trust_remote_code=trust_remote_code,
@@ -117,11 +116,7 @@ def route_trace(
         device=device,
         device_map=device_map,
         parallel=parallel,
-        quantization=choose_quantization(
-            quantization,
-            double_quantization=double_quantization,
-            quantize_experts=quantize_experts,
-        ),
+        quantization=chosen,
         batch_size=batch_size,
         max_batch_tokens=max_batch_tokens,
         layers=parse_layers(layers),
@@ -132,20 +127,16 @@ def route_trace(
         allow_inexact=allow_inexact,
         generation=generation,
     )
-    open_texts = choose_texts(
-        save_text,
-        generation=generation,
-        output=sink.target,
-        replace_existing=force,
-        resume=resume,
-        inputs=inputs,
-        is_first=processes.is_first,
-    )
+    others = (output_format, report, resume, save_text, verbose, show)
+    is_gguf = gguf_trace.check_options(reference, options, others, output=sink.target)
     with observer:
         join_processes(observer.step, has_file=sink.target is not None)
         if prompts != "-":  # which may be typed on the terminal
             observer.step("reading prompts")
         read = choose_prompts(prompts, prompt, fields=fields, limits=limits, chat=chat)
+        if is_gguf and sink.target is not None:
+            gguf_trace.trace_file(reference, read, sink.target, observer, force=force)
+            return
         run = trace_model(
             reference,
             read,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,11 @@ from moetool.cli.options.completion import complete_gpus
 from moetool.cli.options.shared import FLAG
 from moetool.errors import UsageError
 from moetool.output.targets import check_target_file
+
+if TYPE_CHECKING:
+    from moetool.catalogue.gpus import Gpu as KnownGpu
+    from moetool.memory.machine.gpu_group import GpuGroup
+    from moetool.memory.serving.answer import ServingOptions
 
 _HARDWARE_PANEL = "Hardware"
 
@@ -74,6 +79,24 @@ Save = Annotated[
         rich_help_panel=_HARDWARE_PANEL,
     ),
 ]
+
+
+def take_gpus(
+    gpu: str | None, parallel: str | None, num_nodes: int, *, serving: ServingOptions | None
+) -> tuple[KnownGpu | None, GpuGroup | None]:
+    """Return the GPU that was named, and the group if there are several; None for what is not.
+
+    Raises:
+        UsageError: The GPU is unknown, or the ways to share a model don't go with it.
+    """
+    from moetool.memory.machine.gpu_group import take_group
+    from moetool.memory.machine.local_gpu import take_gpu
+    from moetool.memory.serving.deployment import choose_default_way
+
+    group = take_group(gpu, parallel, num_nodes=num_nodes, default=choose_default_way(serving))
+    if group is not None:
+        return group.gpu, group
+    return None if gpu is None else take_gpu(gpu), None
 
 
 def check_save(

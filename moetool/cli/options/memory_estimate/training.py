@@ -63,12 +63,24 @@ LoraTargets = Annotated[
 ]
 
 
-def read_freeze(value: str) -> dict[str, Any]:
-    """Return the fields of a `Scenario` that `--freeze` sets.
+def read(
+    optimizer: Optimizer | None,
+    has_checkpointing: bool,
+    freeze: str,
+    lora_rank: int | None,
+    lora_targets: str | None,
+) -> dict[str, Any]:
+    """Return the fields of a `Scenario` that options about training set.
 
     Raises:
-        UsageError: It is neither a part of a model nor the name of a JSON file.
+        UsageError: `freeze` is neither a part of a model nor the name of a JSON file.
     """
-    if value.lower().endswith(".json"):
-        return {"trained_experts": value}
-    return {"frozen": choose(value.lower(), FrozenPart, name="frozen part")}
+    trained = {
+        "optimizer": optimizer,
+        "has_checkpointing": has_checkpointing,
+        "lora_rank": lora_rank,
+        "lora_targets": lora_targets,
+    }
+    if freeze.lower().endswith(".json"):
+        return trained | {"trained_experts": freeze}
+    return trained | {"frozen": choose(freeze.lower(), FrozenPart, name="frozen part")}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moetool.cli.options.shared import make_cache_option
 from moetool.memory.scenario import CacheKind
+
+if TYPE_CHECKING:
+    from moetool.tracing.options import GenerationOptions
 
 _PANEL = "Generation"
 
@@ -50,3 +53,22 @@ SaveText = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+
+
+def read_generation(
+    max_new_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int,
+    cache: CacheKind,
+) -> GenerationOptions | None:
+    """Return the options for generating tokens; None if none are to be generated.
+
+    Raises:
+        UsageError: Options have no effect without new tokens, or are out of range.
+    """
+    from moetool.tracing.options import choose_generation
+
+    return choose_generation(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, cache=cache
+    )

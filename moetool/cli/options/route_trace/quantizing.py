@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moetool.cli.options.shared import FLAG
 from moetool.quantizing.kinds import Quantization
+
+if TYPE_CHECKING:
+    from moetool.quantizing.choice import QuantizationChoice
 
 _PANEL = "Quantization"
 
@@ -38,3 +41,18 @@ QuantizeExperts = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+
+
+def read_quantization(
+    quantization: Quantization, double_quantization: bool, quantize_experts: bool
+) -> QuantizationChoice | None:
+    """Return the format that was asked for; None if weights stay as they are.
+
+    Raises:
+        UsageError: An option has no effect with the format.
+    """
+    from moetool.quantizing.choice import choose_quantization
+
+    return choose_quantization(
+        quantization, double_quantization=double_quantization, quantize_experts=quantize_experts
+    )

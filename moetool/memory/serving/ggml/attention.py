@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from moetool.memory.serving.ggml.graph import Graph
 from moetool.memory.serving.ggml.sizes import RunSizes
 from moetool.memory.serving.ggml.tensors import (
+    KIND_BYTES,
     Tensor,
     apply,
     compute,
     copy_packed,
+    make_cache,
     make_leaf,
     multiply,
     permute,
@@ -56,13 +58,15 @@ def make_cache_inputs(
     num_value_rows = num_tokens * (1 if is_flash else num_kv_heads * head_dim)
     mask_kind = "f16" if is_flash else "f32"
     per_stream = num_tokens // run.num_streams
-    is_rotated = run.has_quantized_cache and not is_latent and head_dim % _LEAST_ROTATION == 0
+    can_rotate = not is_latent and head_dim % _LEAST_ROTATION == 0
     size = _LEAST_ROTATION
-    while is_rotated and head_dim % (size * 2) == 0:
+    while can_rotate and run.has_quantized_cache and head_dim % (size * 2) == 0:
         size *= 2
+    are_values = run.has_quantized_values
+    are_values = run.has_quantized_cache if are_values is None else are_values
     rotations = [
-        make_leaf("f32", rows, rows, is_input=True) if is_rotated else None
-        for rows in (size, _LEAST_ROTATION)
+        make_leaf("f32", rows, rows, is_input=True) if can_rotate and is_quantized else None
+        for rows, is_quantized in ((size, run.has_quantized_cache), (_LEAST_ROTATION, are_values))
     ]
     return CacheInputs(
         num_cells,
@@ -82,6 +86,7 @@ def attend(
     keys: Tensor,
     values: Tensor,
     *,
+    layer: int,
     expansion: Tensor | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
@@ -94,6 +99,7 @@ def attend(
         queries: Numbers of a head, heads, tokens.
         keys: The same for key heads.
         values: The same; with latent attention the latent, which the cache holds with its keys.
+        layer: The layer, whose cache is read.
         expansion: The matrices that expand what is read from latents.
         sinks: One number for each head.
     """
@@ -105,17 +111,19 @@ def attend(
         graph.expand(each)
     streams, cells = run.num_streams, inputs.num_cells
     head_dim, num_kv_heads, num_tokens, _ = keys.shape
-    rows = make_leaf("f32", head_dim * num_kv_heads, cells, streams)
+    rows = make_cache(layer, "k", head_dim * num_kv_heads, cells, streams)
     merged = view(keys, (head_dim * num_kv_heads, num_tokens), keys.strides[2:3])
     graph.expand(set_rows(_merge_streams(rows), merged, inputs.key_rows))
-    cached_keys = view(rows, (head_dim, num_kv_heads, cells, streams), rows.strides[:3])
+    cached_keys = _view_heads(rows, head_dim)
     if inputs.value_rows is None:
         cached_values = view(
             cached_keys, (values.shape[0], *cached_keys.shape[1:]), cached_keys.strides[1:]
         )
         is_transposed = False
     else:
-        cached_values = _store_values(graph, run, inputs.value_rows, values, num_cells=cells)
+        cached_values = _store_values(
+            graph, run, inputs.value_rows, values, num_cells=cells, layer=layer
+        )
         is_transposed = not run.has_flash_attention
     read = _read(
         graph,
@@ -132,21 +140,34 @@ def attend(
 
 
 def _store_values(
-    graph: Graph, run: RunSizes, value_rows: Tensor, values: Tensor, *, num_cells: int
+    graph: Graph,
+    run: RunSizes,
+    value_rows: Tensor,
+    values: Tensor,
+    *,
+    num_cells: int,
+    layer: int,
 ) -> Tensor:
     """Write values to the cache, and return the view of all of its cells."""
     head_dim, num_heads, num_tokens, _ = values.shape
     width, streams = head_dim * num_heads, run.num_streams
-    rows = make_leaf("f32", width, num_cells, streams)
+    rows = make_cache(layer, "v", width, num_cells, streams)
     if run.has_flash_attention:
         merged = view(values, (width, num_tokens), values.strides[2:3])
         graph.expand(set_rows(_merge_streams(rows), merged, value_rows))
-        return view(rows, (head_dim, num_heads, num_cells, streams), rows.strides[:3])
+        return _view_heads(rows, head_dim)
     merged = reshape(values, width, num_tokens)
     columns = reshape(rows, 1, rows.num_values)
     single = reshape(merged, 1, merged.num_values)
     graph.expand(set_rows(columns, single, value_rows))
     return view(rows, (num_cells, num_heads, head_dim, streams), rows.strides[:3])
+
+
+def _view_heads(rows: Tensor, head_dim: int) -> Tensor:
+    """Return a view of rows of a cache, by head."""
+    width, cells, streams, _ = rows.shape
+    strides = (head_dim * KIND_BYTES[rows.kind], *rows.strides[1:3])
+    return view(rows, (head_dim, width // head_dim, cells, streams), strides)
 
 
 def _read(

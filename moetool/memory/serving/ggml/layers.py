@@ -11,7 +11,7 @@ from moetool.memory.serving.ggml.tensors import (
     compute,
     copy_packed,
     get_rows,
-    make_leaf,
+    make_weight,
     multiply,
     multiply_experts,
     reshape,
@@ -20,15 +20,23 @@ from moetool.memory.serving.ggml.tensors import (
 )
 
 
-def norm(values: Tensor) -> Tensor:
-    """Return `build_norm`: a root-mean-square norm times its weight."""
-    return apply("mul", apply("rms_norm", values), make_leaf("f32", values.shape[0]))
+def norm(values: Tensor, name: str, *, layer: int | None = None) -> Tensor:
+    """Return `build_norm`: a root-mean-square norm times its weight.
+
+    Args:
+        values: What is normalised.
+        name: The weight's name without `.weight`.
+        layer: The layer that it belongs to; None for the last norm.
+    """
+    normed = apply("rms_norm", values)
+    normed.layer = layer
+    return apply("mul", normed, make_weight(f"{name}.weight", values.shape[0]))
 
 
-def project(values: Tensor, size: int, *, has_bias: bool = False) -> Tensor:
+def project(values: Tensor, size: int, name: str, *, has_bias: bool = False) -> Tensor:
     """Return a product with a matrix of `size` rows, and a bias if it has one."""
-    product = multiply(make_leaf("f32", values.shape[0], size), values)
-    return apply("add", product, make_leaf("f32", size)) if has_bias else product
+    product = multiply(make_weight(f"{name}.weight", values.shape[0], size), values)
+    return apply("add", product, make_weight(f"{name}.bias", size)) if has_bias else product
 
 
 def rotate_positions(values: Tensor, positions: Tensor) -> Tensor:
@@ -36,24 +44,37 @@ def rotate_positions(values: Tensor, positions: Tensor) -> Tensor:
     return apply("rope", values, positions)
 
 
-def dense_mlp(values: Tensor, width: int) -> Tensor:
-    """Return `build_ffn` with SiLU and a gate."""
-    up = project(values, width)
-    gate = project(values, width)
-    return project(compute("glu", "f32", gate.shape, gate, up), values.shape[0])
+def dense_mlp(values: Tensor, width: int, block: str, *, suffix: str = "") -> Tensor:
+    """Return `build_ffn` with SiLU and a gate.
+
+    Args:
+        values: Its input.
+        width: Numbers between its matrices.
+        block: The beginning of its weights' names.
+        suffix: Their end.
+    """
+    up = project(values, width, f"{block}.ffn_up{suffix}")
+    gate = project(values, width, f"{block}.ffn_gate{suffix}")
+    acted = compute("glu", "f32", gate.shape, gate, up)
+    return project(acted, values.shape[0], f"{block}.ffn_down{suffix}")
 
 
-def mix_experts(graph: Graph, model: ModelSizes, values: Tensor) -> Tensor:
+def mix_experts(graph: Graph, model: ModelSizes, values: Tensor, block: str) -> Tensor:
     """Return `build_moe_ffn`: the weighted sum of each token's experts."""
     has_biases = model.architecture == "gpt-oss"
-    chosen, weights = _route(model, values, has_bias=has_biases)
+    chosen, weights = _route(model, values, block, has_bias=has_biases)
     graph.expand(weights)
     hidden, num_tokens = values.shape[:2]
     values = reshape(values, hidden, 1, num_tokens)
-    up = _run_experts(model, values, chosen, model.width, has_bias=has_biases)
-    gate = _run_experts(model, values, chosen, model.width, has_bias=has_biases)
+
+    def run(numbers: Tensor, size: int, part: str) -> Tensor:
+        name = f"{block}.ffn_{part}_exps"
+        return _run_experts(model, numbers, chosen, size, name, has_bias=has_biases)
+
+    up = run(values, model.width, "up")
+    gate = run(values, model.width, "gate")
     acted = compute("glu", "f32", gate.shape, gate, up)
-    outputs = _run_experts(model, acted, chosen, hidden, has_bias=has_biases)
+    outputs = run(acted, hidden, "down")
     outputs = graph.expand(apply("mul", outputs, weights))
     parts = [
         graph.expand(view(outputs, (hidden, num_tokens), outputs.strides[2:3]))
@@ -65,16 +86,19 @@ def mix_experts(graph: Graph, model: ModelSizes, values: Tensor) -> Tensor:
     return copy_packed(total) if model.num_chosen == 1 else total
 
 
-def _route(model: ModelSizes, values: Tensor, *, has_bias: bool) -> tuple[Tensor, Tensor]:
+def _route(
+    model: ModelSizes, values: Tensor, block: str, *, has_bias: bool
+) -> tuple[Tensor, Tensor]:
     """Return the experts chosen for each token, and their weights."""
     num_tokens, count = values.shape[1], model.num_chosen
-    logits = project(values, model.num_experts, has_bias=has_bias)
+    logits = project(values, model.num_experts, f"{block}.ffn_gate_inp", has_bias=has_bias)
     shares = logits
     if model.architecture != "gpt-oss":
         shares = apply("unary" if model.has_score_bias else "soft_max", logits)
     selection = shares
     if model.has_score_bias:
-        selection = apply("add", shares, make_leaf("f32", model.num_experts))
+        biases = make_weight(f"{block}.exp_probs_b.bias", model.num_experts)
+        selection = apply("add", shares, biases)
     if model.num_groups > 1:
         selection = _mask_groups(model, selection)
     chosen = choose_top(selection, count)
@@ -107,10 +131,10 @@ def _mask_groups(model: ModelSizes, selection: Tensor) -> Tensor:
 
 
 def _run_experts(
-    model: ModelSizes, values: Tensor, chosen: Tensor, size: int, *, has_bias: bool
+    model: ModelSizes, values: Tensor, chosen: Tensor, size: int, name: str, *, has_bias: bool
 ) -> Tensor:
-    experts = make_leaf("f32", values.shape[0], size, model.num_experts)
+    experts = make_weight(f"{name}.weight", values.shape[0], size, model.num_experts)
     product = multiply_experts(experts, values, chosen)
     if not has_bias:
         return product
-    return apply("add_id", product, make_leaf("f32", size, model.num_experts), chosen)
+    return apply("add_id", product, make_weight(f"{name}.bias", size, model.num_experts), chosen)

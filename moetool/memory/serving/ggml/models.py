@@ -18,6 +18,7 @@ from moetool.memory.serving.ggml.tensors import (
     concatenate,
     get_rows,
     make_leaf,
+    make_weight,
     multiply,
     permute,
     reshape,
@@ -58,9 +59,9 @@ class _Builder:
         if model.architecture == "gpt-oss":
             values.is_output = True
             values = get_rows(values, self._outputs)
-        values = norm(values)
+        values = norm(values, "output_norm")
         values.is_output = True
-        logits = project(values, model.vocab)
+        logits = project(values, model.vocab, "output")
         logits.is_output = True
         graph.expand(logits)
         return graph
@@ -80,47 +81,50 @@ class _Builder:
         model, num_tokens = self._model, self._run.num_tokens
         tokens = make_leaf("i32", num_tokens, is_input=True)
         given = make_leaf("f32", model.hidden, num_tokens, is_input=True)
-        embedded = self._graph.expand(get_rows(make_leaf("f32", model.hidden, model.vocab), tokens))
+        table = make_weight("token_embd.weight", model.hidden, model.vocab)
+        embedded = self._graph.expand(get_rows(table, tokens))
         self._graph.expand(given)
         return embedded
 
     def _add_layer(self, values: Tensor, number: int, *, keeps_outputs: bool) -> Tensor:
-        model = self._model
-        attended = self._attend(norm(values), number)
+        model, block = self._model, f"blk.{number}"
+        attended = self._attend(norm(values, f"{block}.attn_norm", layer=number), number)
         if keeps_outputs:
             attended = get_rows(attended, self._outputs)
             values = get_rows(values, self._outputs)
         between = apply("add", attended, values)
-        normed = norm(between)
+        normed = norm(between, f"{block}.ffn_norm", layer=number)
         if number < model.num_dense:
-            mixed = dense_mlp(normed, model.dense_width)
+            mixed = dense_mlp(normed, model.dense_width, block)
         else:
-            mixed = mix_experts(self._graph, model, normed)
+            mixed = mix_experts(self._graph, model, normed, block)
             if model.shared_width:
-                mixed = apply("add", mixed, self._run_shared(normed))
+                mixed = apply("add", mixed, self._run_shared(normed, block))
         return apply("add", mixed, between)
 
-    def _run_shared(self, values: Tensor) -> Tensor:
+    def _run_shared(self, values: Tensor, block: str) -> Tensor:
+        width = self._model.shared_width
         if self._model.architecture != "qwen2moe":
-            return dense_mlp(values, self._model.shared_width)
-        gate = project(values, 1)
+            return dense_mlp(values, width, block, suffix="_shexp")
+        gate = project(values, 1, f"{block}.ffn_gate_inp_shexp")
         gate = apply("div", apply("unary", gate), gate)
-        return apply("mul", dense_mlp(values, self._model.shared_width), gate)
+        return apply("mul", dense_mlp(values, width, block, suffix="_shexp"), gate)
 
     def _attend(self, values: Tensor, number: int) -> Tensor:
         model = self._model
         if model.latent is not None:
-            return self._attend_to_latents(values, model.latent)
+            return self._attend_to_latents(values, model.latent, number)
         heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads)
         parts = []
         for place, num_heads in enumerate(heads):
-            part = project(values, num_heads * model.head_dim, has_bias=model.has_biases)
+            name = f"blk.{number}.attn_{'qkv'[place]}"
+            part = project(values, num_heads * model.head_dim, name, has_bias=model.has_biases)
             query_norm = QueryNorm.NONE if place == len(heads) - 1 else model.query_norm
             if query_norm is QueryNorm.ROWS:
-                part = norm(part)
+                part = norm(part, f"{name}_norm", layer=number)
             part = reshape(part, model.head_dim, num_heads, self._run.num_tokens)
             if query_norm is QueryNorm.HEADS:
-                part = norm(part)
+                part = norm(part, f"{name}_norm", layer=number)
             parts.append(part)
         queries, keys, read = parts
         queries, keys = (rotate_positions(each, self._positions) for each in (queries, keys))
@@ -133,30 +137,36 @@ class _Builder:
             queries,
             keys,
             read,
-            sinks=make_leaf("f32", model.num_heads) if has_sinks else None,
+            layer=number,
+            sinks=make_weight(f"blk.{number}.attn_sinks.weight", model.num_heads)
+            if has_sinks
+            else None,
         )
-        return project(attended, model.hidden, has_bias=has_sinks)
+        name = f"blk.{number}.attn_output"
+        return project(attended, model.hidden, name, has_bias=has_sinks)
 
-    def _attend_to_latents(self, values: Tensor, latent: LatentSizes) -> Tensor:
+    def _attend_to_latents(self, values: Tensor, latent: LatentSizes, number: int) -> Tensor:
         """Return attention of deepseek2, whose keys are one latent for all heads."""
-        model, num_tokens = self._model, self._run.num_tokens
+        model, num_tokens, block = self._model, self._run.num_tokens, f"blk.{number}.attn"
         head_dim = latent.plain + latent.rotary
-        queries = values
+        queries, name = values, f"{block}_q"
         if latent.query is not None:
-            queries = norm(project(values, latent.query))
-        queries = project(queries, head_dim * model.num_heads)
+            queries, name = project(values, latent.query, f"{block}_q_a"), f"{block}_q_b"
+            queries = norm(queries, f"{block}_q_a_norm", layer=number)
+        queries = project(queries, head_dim * model.num_heads, name)
         queries = reshape(queries, head_dim, model.num_heads, num_tokens)
-        packed = project(values, latent.keys + latent.rotary)
+        packed = project(values, latent.keys + latent.rotary, f"{block}_kv_a_mqa")
         row = packed.strides[1]
         compressed = view(packed, (latent.keys, num_tokens), (row,))
         rotary = view(packed, (latent.rotary, 1, num_tokens), (row, row))
         rotary = rotate_positions(rotary, self._positions)
-        compressed = norm(compressed)
+        compressed = norm(compressed, f"{block}_kv_a_norm", layer=number)
         shape = (model.num_heads, num_tokens)
         plain = view(queries, (latent.plain, *shape), queries.strides[1:3])
         turned = view(queries, (latent.rotary, *shape), queries.strides[1:3])
         turned = rotate_positions(turned, self._positions)
-        matrices = make_leaf("f32", latent.plain, latent.keys, model.num_heads)
+        shape_of = (latent.plain, latent.keys, model.num_heads)
+        matrices = make_weight(f"{block}_k_b.weight", *shape_of)
         absorbed = permute(multiply(matrices, permute(plain, 0, 2, 1, 3)), 0, 2, 1, 3)
         queries = concatenate(absorbed, turned)
         compressed = reshape(compressed, latent.keys, 1, num_tokens)
@@ -167,6 +177,9 @@ class _Builder:
             queries,
             concatenate(compressed, rotary),
             compressed,
-            expansion=make_leaf("f32", latent.keys, latent.values, model.num_heads),
+            layer=number,
+            expansion=make_weight(
+                f"{block}_v_b.weight", latent.keys, latent.values, model.num_heads
+            ),
         )
-        return project(attended, model.hidden)
+        return project(attended, model.hidden, f"{block}_output")

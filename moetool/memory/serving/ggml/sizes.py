@@ -82,7 +82,8 @@ class RunSizes:
         num_cells: Cells of each sequence in layers that keep all tokens.
         num_window_cells: Cells of each sequence in sliding-window layers.
         has_flash_attention: Whether attention is one operation.
-        has_quantized_cache: Whether keys and values are quantized, which rotates them before.
+        has_quantized_cache: Whether keys are quantized, which rotates them before.
+        has_quantized_values: Whether values are; None for the same as keys.
     """
 
     num_tokens: int
@@ -92,6 +93,7 @@ class RunSizes:
     num_window_cells: int
     has_flash_attention: bool = True
     has_quantized_cache: bool = False
+    has_quantized_values: bool | None = None
 
 
 def pad_cells(number: int) -> int:

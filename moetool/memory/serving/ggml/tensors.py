@@ -27,6 +27,10 @@ class Tensor:
         is_external: Whether it is stored elsewhere: weights, and the cache.
         is_input: Whether it is filled in before the graph runs.
         is_output: Whether it is read after the graph has run.
+        weight: The name of the tensor in a GGUF file; empty for all that are not weights.
+        layer: The layer whose device a cache, or a norm, belongs to; None for all others.
+        cached: `k` for cached keys, `v` for cached values; empty for all others.
+        packed_bytes: Bytes where they don't follow from the shape, as of quantized weights.
     """
 
     kind: str
@@ -38,10 +42,16 @@ class Tensor:
     is_external: bool = False
     is_input: bool = False
     is_output: bool = False
+    weight: str = ""
+    layer: int | None = None
+    cached: str = ""
+    packed_bytes: int | None = None
 
     @property
     def num_bytes(self) -> int:
         """Bytes from its first number to its last one (`ggml_nbytes`)."""
+        if self.packed_bytes is not None:
+            return self.packed_bytes
         steps = zip(self.shape, self.strides, strict=True)
         return KIND_BYTES[self.kind] + sum((size - 1) * stride for size, stride in steps)
 
@@ -65,6 +75,19 @@ def make_leaf(kind: str, *shape: int, is_input: bool = False) -> Tensor:
     """Return a leaf: an input of the graph, or a tensor that is stored elsewhere."""
     padded = _pad_shape(shape)
     return Tensor(kind, padded, _pack(kind, padded), is_input=is_input, is_external=not is_input)
+
+
+def make_weight(name: str, *shape: int) -> Tensor:
+    """Return a tensor of the file, whose type does not matter for what is computed from it."""
+    padded = _pad_shape(shape)
+    return Tensor("f32", padded, _pack("f32", padded), is_external=True, weight=name)
+
+
+def make_cache(layer: int, cached: str, *shape: int) -> Tensor:
+    """Return the keys, or the values, that a layer caches, as if they were of f32."""
+    padded = _pad_shape(shape)
+    strides = _pack("f32", padded)
+    return Tensor("f32", padded, strides, is_external=True, layer=layer, cached=cached)
 
 
 def compute(operation: str, kind: str, shape: tuple[int, ...], *sources: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from moetool.cores import count_cores
 from moetool.output.targets import new_file
+from moetool.process.cores import count_cores
 from moetool.trace.schema import plain_schema
 from moetool.trace.writing.parquet_files import open_part
 

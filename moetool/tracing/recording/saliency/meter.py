@@ -17,13 +17,15 @@ from moetool.tracing.recording.saliency.outputs import ExpertsCall, run_separate
 from moetool.tracing.recording.saliency.sums import SaliencySums
 from moetool.tracing.recording.scopes import OPTIONAL_STACKS
 from moetool.tracing.recording.watch.decision import Decision, find_decision
-from moetool.tracing.recording.watch.separate.rerun import find_block
+from moetool.tracing.recording.watch.separate.block import find_block
 
 _REFUSED = {
     RoutingRule.SPARSE_SCORES: "its experts receive inputs that are multiplied by the weights, so "
     "that no expert's output before weighting exists",
     RoutingRule.SORTED_ROWS: "its experts are layers that run on sorted rows, and are never called "
     "on their own",
+    RoutingRule.OPERATIONS: "its experts are known by their weights alone, and are never called "
+    "separately",
     RoutingRule.ROUTER_CHOICE: "its experts don't carry out what the router chose",
     RoutingRule.RETRIEVAL: "its experts are rows of embeddings",
 }
@@ -86,8 +88,7 @@ class SaliencyMeter:
                 hooks.after(experts, self._measure(layer, find_call), with_kwargs=True)
                 continue
             block = find_block(model, layer)
-            modules = dict(block.container.named_children())
-            experts_by_id = [modules[name] for name in block.expert_names]
+            experts_by_id = [members[0].module for members in block.experts]
             hooks.before(block.module, self._keep_hidden(layer), with_kwargs=True)
             hooks.after(block.module, self._measure_separate(layer, find_call, experts_by_id))
         hooks.on_removal(self._hidden.clear)

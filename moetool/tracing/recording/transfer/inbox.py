@@ -16,6 +16,13 @@ Receipt = Future[list[RecordedCall]]
 _MOST_ON_THEIR_WAY = 3
 
 
+def make_receipt(calls: list[RecordedCall]) -> Receipt:
+    """Return the receipt of calls that have arrived."""
+    receipt = Receipt()
+    receipt.set_result(calls)
+    return receipt
+
+
 class Inbox:
     """Receives shipments: those of a GPU in a separate thread, in their order, others at once."""
 
@@ -34,9 +41,7 @@ class Inbox:
             UntraceableError: A call can't be recorded exactly, if that is known already.
         """
         if not is_asynchronous:
-            receipt = Receipt()
-            receipt.set_result(sent.receive())
-            return receipt
+            return make_receipt(sent.receive())
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="moetool-recorder")
         receipt = self._thread.submit(sent.receive)

@@ -13,8 +13,11 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.rules import RoutingRule
+from moetool.anatomy.routing.walk import is_called, join_path
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
+from moetool.tracing.recording.watch.separate.random_states import list_devices, read_states
 
 
 class ChanceWatch:
@@ -51,13 +54,13 @@ class ChanceWatch:
 
     def _keep(self, path: str) -> Any:
         def hook(module: nn.Module, _args: object) -> None:
-            self._before[path] = _read_generators(module)
+            self._before[path] = read_states(list_devices(module))
 
         return hook
 
     def _compare(self, path: str) -> Any:
         def hook(module: nn.Module, _args: object, _output: object) -> None:
-            before, now = self._before.pop(path), _read_generators(module)
+            before, now = self._before.pop(path), read_states(list_devices(module))
             if not all(torch.equal(*states) for states in zip(before, now, strict=True)):
                 raise UntraceableError(
                     f"{path} draws random numbers in training mode, so that its output confirms "
@@ -70,22 +73,18 @@ class ChanceWatch:
 
 def _list_experts(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules that run a layer's experts: one for all, or those of a list."""
+    if layer.rule is RoutingRule.OPERATIONS:
+        # Its block runs again with the same random numbers.
+        return
+    if layer.members:
+        for path in (
+            join_path(layer.block_path, path) for paths in layer.members for path in paths
+        ):
+            yield path, model.get_submodule(path)
+        return
     experts = model.get_submodule(layer.experts_path)
-    if type(experts).forward not in (nn.ModuleList.forward, nn.ModuleDict.forward):
+    if is_called(experts):
         yield layer.experts_path, experts
         return
     for name, expert in experts.named_children():
         yield f"{layer.experts_path}.{name}", expert
-
-
-def _read_generators(module: nn.Module) -> list[torch.Tensor]:
-    """Return the states of the random generators that a module may draw from."""
-    devices = {parameter.device for parameter in module.parameters()}
-    return [
-        torch.get_rng_state(),
-        *(
-            torch.get_device_module(device).get_rng_state(device)
-            for device in sorted(devices, key=str)
-            if device.type not in ("cpu", "meta")
-        ),
-    ]

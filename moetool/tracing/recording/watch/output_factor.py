@@ -34,7 +34,9 @@ class OutputFactorMeter:
         self._factor: float | None = None
         self._outputs: dict[str, torch.Tensor] = {}
         self._hooks = Hooks()
-        self._experts_name = layer.experts_path.rpartition(".")[2]
+        within = layer.experts_path.removeprefix(layer.block_path).removeprefix(".")
+        # The block's own child, which may wrap the experts.
+        self._experts_name = within.partition(".")[0]
         block = model.get_submodule(layer.block_path)
         for name, child in block.named_children():
             self._hooks.after(child, self._keep(name))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.walk import join_path
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
 from moetool.tracing.recording.watch.decision import Decision, Report
@@ -23,7 +24,7 @@ class RetrievalWatch:
     def __init__(self, layer: MoeLayer, *, keep_scores: bool) -> None:
         del keep_scores  # Key scores are not one number per expert.
         self.output_factor: float | None = 1.0
-        self.router_path: str | None = f"{layer.block_path}.router_gate"
+        self.router_path: str | None = join_path(layer.block_path, "router_gate")
         self._layer = layer
         self._key_scores: torch.Tensor | None = None
 

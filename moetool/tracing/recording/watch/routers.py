@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.walk import join_path
 from moetool.tracing.recording.hooks import Hooks
 
 
@@ -40,7 +41,7 @@ class RouterFinder:
         self._hooks: dict[str, Hooks] = {}
         block = model.get_submodule(layer.block_path)
         for name, sibling in block.named_children():
-            path = f"{layer.block_path}.{name}" if layer.block_path else name
+            path = join_path(layer.block_path, name)
             if path != layer.experts_path:
                 self._hooks[path] = Hooks()
                 self._hooks[path].after(sibling, self._keep_output(path))
@@ -88,6 +89,8 @@ def find_scores(output: object, num_slots: int, *, num_experts: int) -> torch.Te
         if (
             isinstance(value, torch.Tensor)
             and value.is_floating_point()
+            # Some routers return an auxiliary loss, which has no dimensions.
+            and value.dim()
             and value.shape[-1] >= num_experts
             and value.numel() == num_slots * value.shape[-1]
         ):

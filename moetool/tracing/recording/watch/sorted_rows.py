@@ -9,6 +9,7 @@ from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import is_grouped_linear
+from moetool.anatomy.routing.walk import join_path
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
 from moetool.tracing.recording.watch.decision import Decision, Report
@@ -36,7 +37,7 @@ class SortedRowsWatch:
         grouped = [child for child in block.children() if is_grouped_linear(child)]
         for name, child in block.named_children():
             if child not in grouped:
-                hooks.after(child, self._keep_output(f"{self._layer.block_path}.{name}"))
+                hooks.after(child, self._keep_output(join_path(self._layer.block_path, name)))
 
         def hook(_linear: nn.Module, args: tuple[Any, ...]) -> None:
             report(self._layer, self._read(rows=args[0], sizes=args[1]))

@@ -9,6 +9,7 @@ from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
+from moetool.anatomy.routing.walk import join_path
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
 from moetool.tracing.recording.watch.decision import Decision, Report
@@ -35,7 +36,7 @@ class SparseScoresWatch:
         layer = self._layer
         block = model.get_submodule(layer.block_path)
         name, router = _find_router(block, model.get_submodule(layer.experts_path))
-        self.router_path = f"{layer.block_path}.{name}"
+        self.router_path = join_path(layer.block_path, name)
         hooks.after(router, self._keep_output)
         top_k = getattr(router, "top_k", None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.memory.serving.ggml.allocator import Memory, count_reserved_bytes
+from moetool.memory.serving.ggml.allocation.allocator import Memory, count_reserved_bytes
 from moetool.memory.serving.ggml.graph import Graph
 from moetool.memory.serving.ggml.placement import take_gpu_part
 from moetool.memory.serving.ggml.tensors import (

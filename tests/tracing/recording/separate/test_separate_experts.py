@@ -46,9 +46,13 @@ from tests.tracing.recording.separate.models import (
     run,
     tokens,
 )
-from tests.tracing.recording.separate.refused_blocks import REFUSED
+from tests.tracing.recording.separate.refused_blocks import EXACT_FOR_ONE_TOKEN, REFUSED
+from tests.tracing.recording.separate.searched_blocks import SEARCHED, RoutesPastItsRouter
 
 TOLERANCE = 1e-5
+
+
+ALL_EXACT = {**EXACT, **SEARCHED}
 
 
 @pytest.fixture(params=EXACT)
@@ -57,10 +61,9 @@ def make_exact(request: pytest.FixtureRequest) -> Callable[[], Block]:
 
 
 @pytest.mark.parametrize("shape", [(2, 9), (1, 1)])
-def test_the_decision_is_the_one_that_the_block_made(
-    make_exact: Callable[[], Block], shape: tuple[int, int]
-) -> None:
-    model = build(make_exact)
+@pytest.mark.parametrize("what", ALL_EXACT)
+def test_the_decision_is_the_one_that_the_block_made(what: str, shape: tuple[int, int]) -> None:
+    model = build(ALL_EXACT[what])
     recorded = record(model, tokens(*shape))
     assert_decision_is_the_blocks(recorded, model.mlp)
 
@@ -104,12 +107,11 @@ def test_the_decision_is_what_met_in_the_matrix_products(what: str) -> None:
 
 @pytest.mark.parametrize(
     ("what", "is_training"),
-    [(what, False) for what in EXACT]
-    + [(what, True) for what in EXACT if EXACT[what] is not WithDropoutOnTheSum],
+    [(what, is_training) for what in ALL_EXACT for is_training in (False, True)],
 )
 def test_the_recorder_leaves_no_trace(what: str, is_training: bool) -> None:
     """Logits, random numbers, hooks, modules and counters are the same as without it."""
-    plain, watched = (build(EXACT[what]).train(is_training) for _ in range(2))
+    plain, watched = (build(ALL_EXACT[what]).train(is_training) for _ in range(2))
     outputs, states = [], []
     modules = list(watched.modules())
 
@@ -208,8 +210,15 @@ def test_the_router_and_its_scores_are_found_where_it_returns_them(
         assert torch.equal(recorded.scores, scores)
 
 
-@pytest.mark.parametrize("shape", [(2, 9), (1, 1)])
-@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize(
+    ("what", "shape"),
+    [
+        (what, shape)
+        for shape in ((2, 9), (1, 1))
+        for what in REFUSED
+        if shape != (1, 1) or what not in EXACT_FOR_ONE_TOKEN
+    ],
+)
 def test_a_block_that_can_not_be_read_is_refused_and_left_as_it_was(
     what: str, shape: tuple[int, int]
 ) -> None:
@@ -230,10 +239,25 @@ def test_dropout_within_experts_is_refused_in_training() -> None:
         record(model.train(), tokens())
 
 
-def test_dropout_on_the_sum_is_refused_in_training() -> None:
+def test_dropout_on_the_sum_is_drawn_again_in_training() -> None:
     model = build(WithDropoutOnTheSum).train()
-    with pytest.raises(UntraceableError, match="its dropout changes what goes into or out of"):
-        record(model, tokens())
+    assert_decision_is_the_blocks(record(model, tokens()), model.mlp)
+
+
+@pytest.mark.parametrize("make", [Block, RoutesPastItsRouter, DenseLoop])
+def test_equal_tokens_have_the_weights_of_their_own_places(make: Callable[[], Block]) -> None:
+    """A block may treat equal hidden states differently, by their place."""
+
+    class ByPlace(make):  # type: ignore[misc, valid-type]
+        def score(self, rows: torch.Tensor) -> torch.Tensor:
+            place = torch.arange(len(rows) * self.num_experts).view(len(rows), -1)
+            scores: torch.Tensor = super().score(rows)
+            return scores + (place * 7919 % 13) / 13
+
+    model = build(ByPlace)
+    recorded = record(model, torch.tensor([[5, 5, 7, 5, 7, 5, 5, 9]]))
+    assert_decision_is_the_blocks(recorded, model.mlp)
+    assert len(set(map(tuple, recorded.ids[[0, 1, 3, 5, 6]].tolist()))) > 1
 
 
 def test_an_exception_within_an_expert_is_the_users_and_leaves_nothing_behind() -> None:

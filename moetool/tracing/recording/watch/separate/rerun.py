@@ -6,95 +6,24 @@ any other part, such as the router, returns what the part returned in the call i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
-from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.errors import UntraceableError
 from moetool.tracing.out_of_memory import is_out_of_memory
+from moetool.tracing.recording.watch.separate.block import Block, BlockCall, Part
+from moetool.tracing.recording.watch.separate.random_states import restore_states
 from moetool.tracing.recording.watch.separate.stand_ins import (
-    StandIn,
+    as_before,
     copy_output,
+    find_rows,
     replaced,
     without_hooks,
 )
-
-
-@dataclass(frozen=True)
-class Part:
-    """A module that a block calls next to its experts: its router, or shared experts.
-
-    Attributes:
-        path: Path within the block.
-        parent: The module that holds it: the block, or a list within it.
-        name: Its name there.
-        module: The module itself.
-    """
-
-    path: str
-    parent: nn.Module
-    name: str
-    module: nn.Module
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block with a list of experts.
-
-    Attributes:
-        path: Path within the model.
-        module: The block itself.
-        container: The list of experts.
-        parts: Everything else that it may call.
-    """
-
-    path: str
-    module: nn.Module
-    container: nn.Module
-    parts: tuple[Part, ...]
-
-    @property
-    def expert_names(self) -> list[str]:
-        """Names of the experts in their container, by id."""
-        return [name for name, _ in self.container.named_children()]
-
-    def unreadable(self, because: str) -> UntraceableError:
-        """Return the error for a block whose routing can't be read."""
-        return UntraceableError(
-            f"Can't tell what {self.path} routes: {because}.",
-            hint="moetool records blocks that send each token's hidden state to its experts and "
-            "add up their outputs by weight.",
-        )
-
-
-@dataclass(frozen=True)
-class Returned:
-    """The output of a part in one call, and whether that was the very object it was given."""
-
-    output: Any
-    is_input: bool
-
-
-@dataclass(frozen=True)
-class BlockCall:
-    """Everything that hooks saw of one call of a block.
-
-    Attributes:
-        given: The hidden states that it was called with. # (..., hidden_size)
-        hidden: A copy made before it ran. # (..., hidden_size)
-        received: By name of expert, the rows of each of its calls. # each (..., hidden_size)
-        returned: By path of part, the outputs of its calls in order.
-    """
-
-    given: torch.Tensor
-    hidden: torch.Tensor
-    received: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-    returned: dict[str, list[Returned]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,29 +32,17 @@ class Observed:
 
     Attributes:
         output: The block's output, made of the experts' vectors. # (num_slots, hidden_size)
-        rows: By name of expert, the rows of each of its calls. # each (..., hidden_size)
+        rows: By path of expert, the rows of each of its calls. # each (..., hidden_size)
     """
 
     output: torch.Tensor
     rows: Mapping[str, list[torch.Tensor]]
 
 
-def find_block(model: nn.Module, layer: MoeLayer) -> Block:
-    """Return the block of a routed layer whose experts lie in a list."""
-    module = model.get_submodule(layer.block_path)
-    container = model.get_submodule(layer.experts_path)
-    return Block(layer.block_path, module, container, tuple(_find_parts(module, container)))
-
-
-def _find_parts(parent: nn.Module, container: nn.Module, *, prefix: str = "") -> Iterator[Part]:
-    """Yield what a block may call next to its experts; of lists, which are not called, the items."""
-    for name, child in parent.named_children():
-        if child is container:
-            continue
-        if type(child).forward in (nn.ModuleList.forward, nn.ModuleDict.forward):
-            yield from _find_parts(child, container, prefix=f"{prefix}{name}.")
-        else:
-            yield Part(f"{prefix}{name}", parent, name, child)
+def spread_lengths(vectors: torch.Tensor, length: float) -> torch.Tensor:
+    """Return vectors with a different factor in neighbouring columns: 1, 2, 4 or 8 times a length."""
+    factors = torch.tensor([1.0, 2.0, 4.0, 8.0]).to(vectors).repeat(vectors.shape[-1] // 4 + 1)
+    return vectors * length * factors[: vectors.shape[-1]]
 
 
 class Rerun:
@@ -144,9 +61,17 @@ class Rerun:
         self._call = call
         self._args = args
         self._kwargs = kwargs
+        self._devices = call.devices
 
     def run(
-        self, states: torch.Tensor, *, length: float, first: int = 0, added: float = 0
+        self,
+        states: torch.Tensor,
+        *,
+        length: float,
+        first: int = 0,
+        added: float = 0,
+        is_uneven: bool = False,
+        outputs: torch.Tensor | None = None,
     ) -> Observed:
         """Run the block on hidden states of the shape of those that it was called with.
 
@@ -155,6 +80,8 @@ class Rerun:
             length: Expert `first + i` returns a vector with this number in column i, else zeros.
             first: The experts before return zeros alone.
             added: Parts that return hidden states fill them with this number.
+            is_uneven: Give the vectors different lengths, as `spread_lengths` does.
+            outputs: Returned by the experts instead. # (num_experts, hidden_size)
 
         Raises:
             UntraceableError: The block can't be run again, or calls its parts in another order.
@@ -167,12 +94,20 @@ class Rerun:
         }
         block = self._block
         with ExitStack() as stack:
-            experts = self._make_experts(rows, first=first, length=length)
-            stack.enter_context(replaced(block.container, experts))
-            stack.enter_context(without_hooks(block.container))
+            for index, (expert,) in enumerate(block.experts):
+                vector = states.new_zeros(states.shape[-1])  # (hidden_size,)
+                if outputs is not None:
+                    vector = outputs[index]
+                elif 0 <= index - first < len(vector):
+                    vector[index - first] = length
+                    vector = spread_lengths(vector, 1) if is_uneven else vector
+                forward = self._stand_in_for(expert, rows, vector, given_now, states)
+                stack.enter_context(replaced(expert, forward))
+            for module in block.passed:
+                stack.enter_context(without_hooks(module))
             for part in block.parts:
-                stand_in = StandIn(part.module, self._repeat(part, states, added=added))
-                stack.enter_context(replaced(part.parent, {part.name: stand_in}))
+                stack.enter_context(replaced(part, self._repeat(part, states, added=added)))
+            restore_states(self._devices, self._call.states)
             try:
                 output = block.module.forward(*args, **kwargs)
             except UntraceableError:
@@ -186,23 +121,30 @@ class Rerun:
                 return Observed(value.reshape(-1, states.shape[-1]), rows)
         raise block.unreadable("it does not return hidden states")
 
-    def _make_experts(
-        self, rows: dict[str, list[torch.Tensor]], *, first: int, length: float
-    ) -> dict[str, nn.Module]:
-        """Return modules that note their rows and return a vector that names them."""
+    def _stand_in_for(
+        self,
+        expert: Part,
+        rows: dict[str, list[torch.Tensor]],
+        vector: torch.Tensor,
+        given: torch.Tensor,
+        states: torch.Tensor,
+    ) -> Callable[..., torch.Tensor]:
+        """Return a function that notes its rows and returns a vector for each."""
+        returned = iter(self._call.returned.get(expert.path, ()))
 
-        def make(index: int, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-            def forward(received: torch.Tensor) -> torch.Tensor:
-                rows.setdefault(name, []).append(received)
-                output = torch.zeros_like(received)  # (..., hidden_size)
-                if 0 <= index - first < received.shape[-1]:
-                    output[..., index - first] = length
-                return output
+        def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+            received = find_rows(args, kwargs)
+            assert received is not None
+            rows.setdefault(expert.path, []).append(as_before(received, given, states))
+            output = torch.zeros_like(received)  # (..., hidden_size)
+            if received.shape[-1] == len(vector):
+                output += vector.to(received)
+            call = next(returned, None)
+            if call is not None:
+                restore_states(self._devices, call.states)
+            return output
 
-            return forward
-
-        named = enumerate(self._block.container.named_children())
-        return {name: StandIn(expert, make(index, name)) for index, (name, expert) in named}
+        return forward
 
     def _repeat(self, part: Part, states: torch.Tensor, *, added: float) -> Callable[..., Any]:
         """Return a function that returns what a part did, call by call.
@@ -225,12 +167,13 @@ class Rerun:
             call = next(returned, None)
             if call is None:
                 raise block.unreadable("a second run calls other parts of it")
+            restore_states(self._devices, call.states)
             if call.is_input:
                 return args[0]
             values = call.output if isinstance(call.output, tuple) else (call.output,)
             if not any(map(is_hidden, values)):
                 return copy_output(call.output)
-            if width == len(block.expert_names):
+            if width == len(block.experts):
                 raise block.unreadable("it has as many experts as its hidden states are wide")
             inputs = [value for value in (*args, *kwargs.values()) if is_hidden(value)]
             if not inputs or not all(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from moetool.tracing.recording.watch.separate.block import Part
 
 
 class StandIn(nn.Module):
@@ -34,17 +36,49 @@ def copy_output(output: Any) -> Any:
     return output
 
 
+def find_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return the rows that an expert was called with; None if it gets other tensors as well."""
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+    return tensors[0] if len(tensors) == 1 and tensors[0].dim() else None
+
+
+def as_before(
+    rows: torch.Tensor, given: torch.Tensor | None, hidden: torch.Tensor | None
+) -> torch.Tensor:
+    """Return an expert's rows, those that are a block's own hidden states from a copy of them.
+
+    The block may go on to change its hidden states in place.
+
+    Args:
+        rows: # (..., width)
+        given: The hidden states that the block was called with. # (..., hidden_size)
+        hidden: A copy made before it ran. # (..., hidden_size)
+    """
+    if given is None or hidden is None or rows.data_ptr() != given.data_ptr():
+        return rows
+    if rows.numel() != given.numel() or rows.shape[-1] != given.shape[-1]:
+        return rows
+    own = hidden.reshape(rows.shape)
+    return own if torch.equal(own, rows) else rows
+
+
 @contextmanager
-def replaced(parent: nn.Module, children: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Put other modules in the place of a module's children."""
-    originals = {name: parent.get_submodule(name) for name in children}
+def replaced(part: Part, forward: Callable[..., Any]) -> Iterator[None]:
+    """Put a stand-in with some forward in the place of a part."""
+    setattr(part.parent, part.name, StandIn(part.module, forward))
     try:
-        for name, child in children.items():
-            setattr(parent, name, child)
         yield
     finally:
-        for name, child in originals.items():
-            setattr(parent, name, child)
+        setattr(part.parent, part.name, part.module)
+
+
+def outline_output(output: Any) -> Any:
+    """Return an output whose tensors have their shape, and take no memory."""
+    if isinstance(output, torch.Tensor):
+        return output.detach().new_zeros(()).expand(output.shape)
+    if isinstance(output, tuple) and type(output) is tuple:
+        return tuple(map(outline_output, output))
+    return output
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from moetool import RoutingRecorder, Scenario, estimate_memory, inspect_model, trace_model
 from moetool.errors import InputError
-from moetool.quiet import following_weights, quiet_transformers, silence_process
+from moetool.process.quiet import following_weights, quiet_transformers, silence_process
 
 LOGGER = logging.getLogger("transformers")
 MASK = "The attention mask and the pad token id were not set"

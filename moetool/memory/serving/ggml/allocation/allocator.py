@@ -9,8 +9,10 @@ nothing needs any more is freed and merged with free neighbours. Outputs are nev
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from moetool.memory.serving.ggml.allocation.scheduler import ScheduledGraph
 from moetool.memory.serving.ggml.graph import Graph
 from moetool.memory.serving.ggml.tensors import Tensor
 
@@ -63,37 +65,38 @@ class Memory:
 class _Reservation:
     """The state of one reservation: who holds memory, and what is still needed."""
 
-    def __init__(self, graph: Graph, alignment: int) -> None:
-        self.memory = Memory(alignment)
+    def __init__(self, graph: ScheduledGraph, alignments: Sequence[int]) -> None:
+        self.memories = [Memory(alignment) for alignment in alignments]
         self._graph = graph
-        self._offsets: dict[Tensor, int] = {}
+        # The device and the place there.
+        self._offsets: dict[Tensor, tuple[int, int]] = {}
         self._held: set[Tensor] = set()
         self._num_children: Counter[Tensor] = Counter()
         self._num_views: Counter[Tensor] = Counter()
 
     def run(self) -> None:
         """Place and free everything, in the order of the graph."""
-        for leaf in self._graph.leafs:
-            self._place(leaf)
-        for node in self._graph.nodes:
+        for leaf, device in self._graph.leafs:
+            self._place(leaf, device)
+        for node, _ in self._graph.nodes:
             if node.base is not None:
                 self._num_views[node.base] += 1
             for source in node.sources:
                 self._num_children[source] += 1
-        for node in self._graph.nodes:
+        for node, device in self._graph.nodes:
             for source in node.sources:
-                self._place(source)
-            self._place(node)
+                self._place(source, device)
+            self._place(node, device)
             for source in node.sources:
                 self._num_children[source] -= 1
                 self._release(source)
 
-    def _place(self, tensor: Tensor) -> None:
+    def _place(self, tensor: Tensor, device: int) -> None:
         if tensor.is_external or tensor.base is not None or tensor in self._held:
             return
         self._held.add(tensor)
         if tensor.operation not in _IN_PLACE or not self._reuse_source(tensor):
-            self._offsets[tensor] = self.memory.take(tensor.num_bytes)
+            self._offsets[tensor] = (device, self.memories[device].take(tensor.num_bytes))
 
     def _reuse_source(self, tensor: Tensor) -> bool:
         """Put a tensor into a source's memory if it can be; return whether it was."""
@@ -123,7 +126,8 @@ class _Reservation:
             if self._num_views[owner] or self._num_children[owner]:
                 return
         if owner in self._held and not owner.is_output:
-            self.memory.give(self._offsets[owner], owner.num_bytes)
+            device, offset = self._offsets[owner]
+            self.memories[device].give(offset, owner.num_bytes)
             self._held.discard(owner)
 
 
@@ -134,6 +138,19 @@ def count_reserved_bytes(graph: Graph, *, alignment: int) -> int:
         graph: Its tensors, in the order in which they are computed.
         alignment: The device's; sizes are multiples of it. 32 on the CPU, 128 with CUDA.
     """
-    reservation = _Reservation(graph, alignment)
+    scheduled = ScheduledGraph(
+        nodes=[(node, 0) for node in graph.nodes], leafs=[(leaf, 0) for leaf in graph.leafs]
+    )
+    return list_reserved_bytes(scheduled, [alignment])[0]
+
+
+def list_reserved_bytes(graph: ScheduledGraph, alignments: Sequence[int]) -> list[int]:
+    """Return the bytes of the buffer that a graph needs on each device.
+
+    Args:
+        graph: Its tensors and their devices, in the order of allocation.
+        alignments: Of each device.
+    """
+    reservation = _Reservation(graph, alignments)
     reservation.run()
-    return reservation.memory.most
+    return [memory.most for memory in reservation.memories]

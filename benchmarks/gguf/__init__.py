@@ -1,0 +1,1 @@
+"""GGUF files of llama.cpp's own converter, and its reports on them."""

@@ -1,0 +1,1 @@
+"""Modules that are proposed as experts, of which the recorder proves that they are routed to."""

@@ -1,0 +1,1 @@
+"""GGUF, llama.cpp's format: headers of whole and split files, checked; never weights."""

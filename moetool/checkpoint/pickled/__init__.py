@@ -1,0 +1,1 @@
+"""Pickles read by an own interpreter of opcodes, which runs nothing that they name."""

@@ -1,0 +1,1 @@
+"""The memory of a graph: the devices of its tensors, and their places there."""

@@ -1,0 +1,1 @@
+"""This process: its messages, its garbage, and the cores that it may use."""

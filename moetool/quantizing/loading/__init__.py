@@ -1,0 +1,1 @@
+"""Modules that hold quantized weights, which are quantized while they are read."""

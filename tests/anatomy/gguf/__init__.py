@@ -1,0 +1,1 @@
+"""Parameters of GGUF files, and the names of their tensors."""

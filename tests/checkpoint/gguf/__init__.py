@@ -1,0 +1,1 @@
+"""GGUF files: headers of whole, split and broken ones."""

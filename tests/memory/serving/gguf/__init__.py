@@ -1,0 +1,1 @@
+"""Buffers of llama.cpp for GGUF files."""

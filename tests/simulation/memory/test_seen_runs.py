@@ -1,0 +1,80 @@
+"""Generations that are expected from others, compared with those that run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from transformers import PreTrainedModel
+
+from moetool.simulation.caches.kinds import CacheKind, CachePlan
+from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.seen_runs import SeenByOptions, SeenRuns
+from moetool.simulation.memory.timeline import Timeline
+from tests.simulation.memory.memory_runs import options_for
+from tests.simulation.skeletons import build_family_skeleton
+
+# More than the sliding windows of tiny models.
+PROMPTS = (40, 47, 66)
+FAMILIES = ["deepseek_v2", "gpt_oss", "mixtral"]
+
+
+def run_all(skeleton: PreTrainedModel, options: RunOptions) -> SeenRuns:
+    """Return the runs of two and three sequences, of which the latter have one prompt alone."""
+    seen = SeenRuns()
+    for batch_size, prompts in ((2, PROMPTS), (3, PROMPTS[:1])):
+        run = MemoryRun(skeleton, replace(options, batch_size=batch_size), seen=seen)
+        for num_tokens in prompts:
+            run.generate(num_prompt_tokens=num_tokens, num_new_tokens=2)
+    return seen
+
+
+def list_events(timeline: Timeline) -> list[tuple[int, int, str, str, str]]:
+    """Return the events of the prompt and the first step, with the names of their birthplaces."""
+    places = timeline.origins
+    return [
+        (block, size, places[at].layer, places[at].module, places[at].operation)
+        for block, size, at in timeline.events[: timeline.calls[1].end_event]
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_expected_generation_is_the_one_that_runs(family: str) -> None:
+    skeleton = build_family_skeleton(family).eval()
+    options = options_for(family)
+    seen = run_all(skeleton, options)
+    for batch_size, num_tokens in ((2, 91), (7, PROMPTS[0])):
+        expected = seen.expect(batch_size, num_tokens)
+        alone = MemoryRun(skeleton, replace(options, batch_size=batch_size))
+        ran = alone.generate(num_prompt_tokens=num_tokens, num_new_tokens=2)
+        assert expected is not None
+        assert list_events(expected) == list_events(ran)
+        assert expected.calls == ran.calls
+
+
+def test_the_layers_of_earlier_runs_stand_for_those_of_the_next() -> None:
+    skeleton = build_family_skeleton("mixtral").eval()
+    seen = SeenRuns()
+    lengths = {"num_prompt_tokens": 40, "num_new_tokens": 2}
+    first, again = (
+        MemoryRun(skeleton, RunOptions(), seen=seen).generate(**lengths) for _ in range(2)
+    )
+    assert list_events(again) == list_events(first)
+    assert list_events(again) == list_events(MemoryRun(skeleton, RunOptions()).generate(**lengths))
+
+
+def test_a_single_run_says_nothing_about_other_sizes() -> None:
+    seen = SeenRuns()
+    run = MemoryRun(build_family_skeleton("mixtral").eval(), RunOptions(), seen=seen)
+    run.generate(num_prompt_tokens=40, num_new_tokens=2)
+    assert seen.expect(1, 41) is None
+    assert seen.expect(2, 40) is None
+
+
+def test_runs_on_other_terms_are_kept_apart_and_static_caches_are_not_expected() -> None:
+    seen = SeenByOptions()
+    padded = seen.find(RunOptions(has_padding=True))
+    assert padded is seen.find(RunOptions(has_padding=True, batch_size=8))
+    assert padded is not seen.find(RunOptions())
+    assert seen.find(RunOptions(cache=CachePlan(CacheKind.STATIC))) is None
+    assert seen.find(RunOptions(num_beams=2)) is None

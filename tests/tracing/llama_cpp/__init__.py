@@ -1,0 +1,1 @@
+"""Decisions of GGUF models, from the process that runs llama.cpp."""

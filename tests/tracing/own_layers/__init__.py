@@ -1,0 +1,1 @@
+"""Layers as people write them, each with a plain computation of its routing."""
