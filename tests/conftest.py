@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from moetool.catalogue.names import demo_folder
 from tests.command import REPOSITORY as REPOSITORY
 from tests.command import Completed as Completed
 from tests.command import RunMoetool, run_main, run_process
+from tests.forked import Forks
 
 # Time is never asserted: a busy machine would fail tests.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -94,6 +96,13 @@ def run_moetool() -> RunMoetool:
 def run_moetool_process() -> RunMoetool:
     """Run `moetool` with some arguments in its own process, as a user does in a script."""
     return run_process
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts programs in their own processes, which have imported torch and transformers."""
+    with Forks() as forks:
+        yield forks
 
 
 @dataclass(frozen=True)

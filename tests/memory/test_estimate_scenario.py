@@ -42,7 +42,7 @@ def test_without_files_weights_that_another_library_lays_out_are_unknown(tmp_pat
     assert shown.variants == {"dequantized": plain.figures}
 
 
-@pytest.mark.parametrize("gpu", ["1GiB", None])
+@pytest.mark.parametrize("gpu", ["750MiB", None])
 def test_what_is_too_much_work_is_unknown_and_the_answer_itself_comes(
     gpu: str | None, tmp_path: Path
 ) -> None:

@@ -38,7 +38,7 @@ def test_inspect_takes_the_catalogues_configuration_and_says_so(
 
 
 def test_memory_estimate_does_too(run_moetool: RunMoetool) -> None:
-    sizes = ("--prompt-tokens", "16", "--new-tokens", "2", "--gpu", "h200", "--format", "json")
+    sizes = ("--prompt-tokens", "16", "--new-tokens", "2", "--format", "json")
     completed = run_moetool("memory-estimate", HUB_ID, *sizes)
     assert completed.returncode == 0, completed.stderr
     (shown,) = json.loads(completed.stdout)["estimates"]

@@ -1,21 +1,24 @@
-"""A Ctrl-C at given moments, in processes that interrupt themselves there."""
+"""A Ctrl-C at given moments, in processes that interrupt themselves there.
+
+Moments at which libraries are imported are those of real processes; others come in processes that
+start with them imported.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from moetool.trace.reading.reader import open_trace, read_trace
-from tests.cli.bad_input.refusals import Refusal, assert_refused
+from tests.cli.bad_input.refusals import assert_refused
+from tests.cli.process.started import DEADLINE_S, INTERRUPTED, finish, forked_moetool
 from tests.command import REPOSITORY, Completed
-
-DEADLINE_S = 120
-
-INTERRUPTED = Refusal(130, error="Interrupted", hint="same command")
+from tests.forked import Forks
 
 AT_IMPORT = """
 import signal, sys
@@ -50,12 +53,12 @@ setattr(owner, last, interrupted)
 """
 
 
-def run(setting: str, moment: str, *words: str | Path, times: int = 1) -> Completed:
-    """Run the command line in a process that is interrupted at a moment."""
+def run_importing(moment: str, *words: str | Path, times: int) -> Completed:
+    """Run the command line in a process that is interrupted when it imports a module."""
     code = (
         "import sys\n"
         f"moment, times = {moment!r}, {times}\n"
-        f"{setting}\n"
+        f"{AT_IMPORT}\n"
         "from moetool.__main__ import main\n"
         "sys.argv = ['moetool', *sys.argv[1:]]\n"
         "main()\n"
@@ -71,12 +74,27 @@ def run(setting: str, moment: str, *words: str | Path, times: int = 1) -> Comple
     )
 
 
+Run = Callable[..., Completed]
+
+
+@pytest.fixture
+def run(forks: Forks) -> Run:
+    """Run the command line in a process that is interrupted at a moment."""
+
+    def run(setting: str, moment: str, *words: str | Path, times: int = 1) -> Completed:
+        setting = f"moment, times = {moment!r}, {times}\n{setting}"
+        with forked_moetool(forks, *words, setting=setting) as process:
+            return finish(process)
+
+    return run
+
+
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize(
     "module", ["moetool.cli.main", "typer", "moetool.cli.commands.traces.route_trace"]
 )
 def test_before_the_command_line_is_there(module: str, times: int) -> None:
-    assert_refused(run(AT_IMPORT, module, "models", times=times), INTERRUPTED, target=None)
+    assert_refused(run_importing(module, "models", times=times), INTERRUPTED, target=None)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +112,8 @@ def test_before_the_command_line_is_there(module: str, times: int) -> None:
 )
 def test_while_libraries_are_imported(module: str, times: int, tmp_path: Path) -> None:
     target = tmp_path / "trace.parquet"
-    completed = run(
-        AT_IMPORT, module, "route-trace", "demo", "--prompt", "hello", "-o", target, times=times
+    completed = run_importing(
+        module, "route-trace", "demo", "--prompt", "hello", "-o", target, times=times
     )
     assert_refused(completed, INTERRUPTED, target=target)
 
@@ -121,7 +139,7 @@ def trace(tmp_path: Path) -> Path:
         "moetool.output.targets:put_in_place",
     ],
 )
-def test_in_a_report(moment: str, times: int, trace: Path) -> None:
+def test_in_a_report(moment: str, times: int, trace: Path, run: Run) -> None:
     words = [word.format(trace.parent) for word in SPECIALIZE]
     completed = run(AT_CALL, moment, *words, times=times)
     assert_refused(completed, INTERRUPTED, target=None)
@@ -132,7 +150,9 @@ def test_in_a_report(moment: str, times: int, trace: Path) -> None:
     assert (is_tidy and is_said) if times < 3 else (is_tidy or not is_said)
 
 
-def test_an_interrupt_that_a_library_turns_into_another_error_is_still_one(trace: Path) -> None:
+def test_an_interrupt_that_a_library_turns_into_another_error_is_still_one(
+    trace: Path, run: Run
+) -> None:
     swallow = """
 import moetool.trace.reading.reader, signal
 
@@ -148,7 +168,7 @@ moetool.trace.reading.reader.open_trace = open_trace
     assert_refused(run(swallow, "", *words), INTERRUPTED, target=None)
 
 
-def test_an_interrupt_that_a_library_loses_is_raised_again(trace: Path) -> None:
+def test_an_interrupt_that_a_library_loses_is_raised_again(trace: Path, run: Run) -> None:
     swallow = """
 import moetool.trace.reading.reader, signal, time
 
@@ -168,7 +188,7 @@ moetool.trace.reading.reader.open_trace = open_trace
     assert_refused(run(swallow, "", *words), INTERRUPTED, target=None)
 
 
-def test_an_interrupt_in_a_finalizer_is_raised_again(trace: Path) -> None:
+def test_an_interrupt_in_a_finalizer_is_raised_again(trace: Path, run: Run) -> None:
     swallow = """
 import moetool.trace.reading.reader, signal, time
 
@@ -188,7 +208,7 @@ moetool.trace.reading.reader.open_trace = open_trace
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_when_all_is_done_it_changes_nothing(times: int, trace: Path) -> None:
+def test_when_all_is_done_it_changes_nothing(times: int, trace: Path, run: Run) -> None:
     at_exit = """
 import atexit, signal
 
@@ -204,7 +224,7 @@ atexit.register(interrupt)
     assert trace.with_name("report.json").exists()
 
 
-def test_an_interrupt_that_was_ignored_at_the_start_stays_ignored(trace: Path) -> None:
+def test_an_interrupt_that_was_ignored_at_the_start_stays_ignored(trace: Path, run: Run) -> None:
     """As behind `nohup`."""
     ignore = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     words = [word.format(trace.parent) for word in SPECIALIZE]
@@ -234,7 +254,7 @@ PartWriter.flush = flush_interrupted
 
 
 @pytest.mark.parametrize("setting", [AT_CALL, AGAIN_IN_CLEAN_UP], ids=["once", "again"])
-def test_rows_are_kept_even_if_it_comes_again(setting: str, tmp_path: Path) -> None:
+def test_rows_are_kept_even_if_it_comes_again(setting: str, tmp_path: Path, run: Run) -> None:
     target, partial = tmp_path / "trace.csv", tmp_path / "trace.csv.partial"
     completed = run(
         *(setting, "moetool.trace.reading.counts:ExpertCounter.add"),
@@ -251,7 +271,9 @@ def test_rows_are_kept_even_if_it_comes_again(setting: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_trace_that_is_being_put_in_its_place_gets_there(times: int, tmp_path: Path) -> None:
+def test_a_trace_that_is_being_put_in_its_place_gets_there(
+    times: int, tmp_path: Path, run: Run
+) -> None:
     target = tmp_path / "trace.csv"
     completed = run(
         *(AT_CALL, "moetool.trace.writing.writer:put_in_place"),

@@ -6,65 +6,25 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from moetool import read_trace
 from moetool.trace.reading.reader import open_trace
-from tests.cli.bad_input.refusals import Refusal, assert_refused, find_leftovers
-from tests.command import REPOSITORY, Completed, RunMoetool
+from tests.cli.bad_input.refusals import assert_refused, find_leftovers
+from tests.cli.process.started import (
+    INTERRUPTED,
+    finish,
+    forked_moetool,
+    started_moetool,
+    wait_for,
+)
+from tests.command import Completed, RunMoetool
+from tests.forked import Forks
 
-DEADLINE_S = 90
 # More than the system holds between two ends of a pipe.
 MORE_THAN_A_PIPE_HOLDS = 1 << 20
-
-INTERRUPTED = Refusal(130, error="Interrupted", hint="same command")
-
-
-@contextmanager
-def started_moetool(
-    *args: str | Path, stdout: int = subprocess.PIPE
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Start `moetool` with pipes at its ends, and kill it at the end.
-
-    What the tests set for all commands, to have them quiet and unbuffered, is taken back.
-    """
-    # Tiny models gain nothing from a second thread, and lose much where it has to share a core.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name in ("PYTHONUNBUFFERED", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
-        environment.pop(name, None)
-    with subprocess.Popen(
-        [sys.executable, "-m", "moetool", *map(str, args)],
-        stdin=subprocess.PIPE,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        cwd=REPOSITORY,
-        env=environment,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def finish(process: subprocess.Popen[bytes]) -> Completed:
-    stdout, stderr = process.communicate(timeout=DEADLINE_S)
-    return Completed(process.args, process.returncode, (stdout or b"").decode(), stderr.decode())
-
-
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    """Return once a path exists, or fail if the process ends or the deadline passes before."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not path.exists():
-        assert process.poll() is None, finish(process).stderr
-        assert time.monotonic() < deadline, f"{path} never appeared"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -126,29 +86,35 @@ def test_what_an_interrupted_run_traced_can_be_analysed(
     assert len(json.loads(completed.stdout)["layers"]) == 2
 
 
-def test_a_ctrl_c_before_the_first_row_leaves_nothing(target: Path) -> None:
+def test_a_ctrl_c_before_the_first_row_leaves_nothing(target: Path, forks: Forks) -> None:
     line = json.dumps({"text": "hello"}).encode() + b"\n"
-    with started_moetool("route-trace", "demo", "--prompts", "-", "-o", target) as process:
-        assert process.stdin is not None
+    read_end, write_end = os.pipe()
+    with (
+        open(write_end, "wb") as stdin,
+        forked_moetool(
+            forks, "route-trace", "demo", "--prompts", "-", "-o", target, stdin=read_end
+        ) as process,
+    ):
+        os.close(read_end)
         # Returns only once the command has begun to read.
-        process.stdin.write(line * (MORE_THAN_A_PIPE_HOLDS // len(line)))
-        process.stdin.flush()
+        stdin.write(line * (MORE_THAN_A_PIPE_HOLDS // len(line)))
+        stdin.flush()
         process.send_signal(signal.SIGINT)
         completed = finish(process)
 
     assert_refused(completed, INTERRUPTED, target=target)
 
 
-def test_a_trace_read_only_in_part_ends_quietly(sample_prompts: Path) -> None:
+def test_a_trace_read_only_in_part_ends_quietly(sample_prompts: Path, forks: Forks) -> None:
     """As with `moetool route-trace … | head -1`."""
-    with started_moetool(
-        *("route-trace", "demo", "--prompts", sample_prompts, "--limit", "64"),
-        *("--batch-size", "1", "--format", "csv"),
+    read_end, write_end = os.pipe()
+    options = ("--limit", "64", "--batch-size", "1", "--format", "csv")
+    with forked_moetool(
+        forks, "route-trace", "demo", "--prompts", sample_prompts, *options, stdout=write_end
     ) as process:
-        assert process.stdout is not None
-        header = process.stdout.readline()
-        process.stdout.close()
-        process.stdout = None
+        os.close(write_end)
+        with open(read_end, "rb") as stdout:
+            header = stdout.readline()
         completed = finish(process)
 
     assert header.startswith(b'"prompt_id","domain"')

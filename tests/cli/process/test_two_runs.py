@@ -12,7 +12,7 @@ import pytest
 
 from moetool.trace.reading.reader import open_trace, read_trace
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.cli.process.test_interrupts import INTERRUPTED, finish, started_moetool, wait_for
+from tests.cli.process.started import INTERRUPTED, finish, started_moetool, wait_for
 from tests.command import Completed, run_main
 
 

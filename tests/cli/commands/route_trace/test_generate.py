@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +21,9 @@ from moetool.trace.reading.reader import open_trace
 from moetool.wording import number_of
 from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import TryAll
-from tests.cli.process.test_interrupts import (
-    DEADLINE_S,
-    INTERRUPTED,
-    finish,
-    started_moetool,
-    wait_for,
-)
+from tests.cli.process.started import INTERRUPTED, finish, forked_moetool, wait_until
 from tests.command import Completed, RunMoetool
+from tests.forked import Forks
 
 NUM_NEW_TOKENS = 7
 FIELDS = ["id", "domain", "prompt", "text", "num_new_tokens", "finish"]
@@ -215,18 +208,20 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_run_that_is_interrupted_keeps_its_texts_beside_its_rows(tmp_path: Path) -> None:
+def test_a_run_that_is_interrupted_keeps_its_texts_beside_its_rows(
+    tmp_path: Path, forks: Forks
+) -> None:
     prompts, target, partial_texts = (
         tmp_path / name for name in ("prompts.jsonl", "trace.parquet", "texts.jsonl.partial")
     )
     rows = [{"id": str(number), "text": "def add(a, b):"} for number in range(2000)]
     prompts.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    with started_moetool(
+    with forked_moetool(
+        forks,
         *("route-trace", "demo", "--prompts", prompts, "-o", target, "--batch-size", "1", "-q"),
         *("--max-new-tokens", "2", "--save-text", tmp_path / "texts.jsonl"),
     ) as process:
-        wait_for(partial_texts, process)
-        wait_until_filled(partial_texts, process)
+        wait_until(lambda: bool(size_of(partial_texts)), process, f"a text in {partial_texts}")
         process.send_signal(signal.SIGINT)
         completed = finish(process)
 
@@ -244,13 +239,8 @@ def test_a_run_that_is_interrupted_keeps_its_texts_beside_its_rows(tmp_path: Pat
     assert names_in(tmp_path) == ["prompts.jsonl", "texts.jsonl.partial", "trace.parquet.partial"]
 
 
-def wait_until_filled(path: Path, process: subprocess.Popen[bytes]) -> None:
-    """Return once a file holds something, or fail if the process ends or it takes too long."""
-    deadline = time.monotonic() + DEADLINE_S
-    while path.stat().st_size == 0:
-        assert process.poll() is None, finish(process).stderr
-        assert time.monotonic() < deadline, f"{path} stays empty"
-        time.sleep(0.01)
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 HELLO = ("--prompt", "hello")
