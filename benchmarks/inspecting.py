@@ -36,7 +36,7 @@ SKELETONS = ("mixtral-8x7b", "qwen3-235b-a22b", "deepseek-v3", "deepseek-v4-pro"
 
 # Imports what the skeleton path imports, the family's own module included, and no more.
 IMPORTS = """
-import torch, transformers, moetool.inspection.from_skeleton
+import torch, transformers, moetool.inspection.sources.from_skeleton
 from transformers import CONFIG_MAPPING
 from moetool.anatomy.skeleton.build import find_whole_class
 from moetool.catalogue.published import read_published_config

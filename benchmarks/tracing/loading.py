@@ -208,7 +208,7 @@ def check_as_route_trace(folder: Path, _device: str) -> Load:
     from moetool.anatomy.skeleton.build import build_skeleton
     from moetool.checkpoint.config import load_config
     from moetool.checkpoint.files import Checkpoint
-    from moetool.inspection.from_skeleton import count_checkpoint
+    from moetool.inspection.sources.from_skeleton import count_checkpoint
     from moetool.tracing.recording.scopes import find_recorded_model
 
     checkpoint = Checkpoint(name="random", folder=folder, revision=None)

@@ -14,10 +14,10 @@ from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_mode
 from moetool.checkpoint.subject import AskedSource, find_subject
 from moetool.choices import choose, take_flag
 from moetool.errors import InputError, UntraceableError, UsageError
-from moetool.inspection.from_adapter import add_base
-from moetool.inspection.from_headers import inspect_headers
 from moetool.inspection.notes import note_instead
 from moetool.inspection.result import Inspection, Source
+from moetool.inspection.sources.from_adapter import add_base
+from moetool.inspection.sources.from_headers import inspect_headers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +71,7 @@ def inspect_model(
         if source is AskedSource.HEADERS or subject.layout is not None:
             return inspect_headers(subject, table)
     # Imported late because it imports torch: errors in the files are reported at once.
-    from moetool.inspection.from_skeleton import inspect_skeleton
+    from moetool.inspection.sources.from_skeleton import inspect_skeleton
 
     try:
         return inspect_skeleton(subject, table, trust_remote_code=trust_remote_code)
@@ -108,7 +108,7 @@ def _inspect_module(model: nn.Module, *, source: AskedSource, revision: str | No
         raise UsageError(
             f"A model in memory has no {what}.", hint="Give the name or folder of its checkpoint."
         )
-    from moetool.inspection.from_module import inspect_module
+    from moetool.inspection.sources.from_module import inspect_module
 
     return inspect_module(model)
 

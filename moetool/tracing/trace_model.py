@@ -222,7 +222,7 @@ def trace_loaded_model(
     Raises:
         MoetoolError: See the functions that this one calls.
     """
-    from moetool.inspection.from_module import count_module
+    from moetool.inspection.sources.from_module import count_module
     from moetool.tracing.running.description import describe_run
     from moetool.tracing.running.identity import identify_loaded_run
 

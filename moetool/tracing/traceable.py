@@ -55,7 +55,7 @@ def check_traceable(
         MoetoolError: The model can't be traced, or not with these options.
     """
     from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
-    from moetool.inspection.from_skeleton import count_checkpoint
+    from moetool.inspection.sources.from_skeleton import count_checkpoint
     from moetool.tracing.running.devices import check_device_map
 
     auto_class = find_auto_class(config)

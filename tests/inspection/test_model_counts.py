@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from moetool import inspect_model
 from moetool.anatomy.skeleton.build import build_skeleton
-from moetool.inspection import from_skeleton
-from moetool.inspection.from_module import count_module
-from moetool.inspection.from_skeleton import count_checkpoint, count_model
 from moetool.inspection.result import Inspection
+from moetool.inspection.sources import from_skeleton
+from moetool.inspection.sources.from_module import count_module
+from moetool.inspection.sources.from_skeleton import count_checkpoint, count_model
 from moetool.simulation.flops.flops import CantSimulate, OperationBudget, count_flops
 from moetool.trace.model_counts import ModelCounts
 from tests.families.tiny.configs import build_config as build_family_config

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from moetool.checkpoint.config import make_config
-from moetool.inspection import from_skeleton
 from moetool.inspection.inspect import inspect_model
+from moetool.inspection.sources import from_skeleton
 from moetool.simulation.meta.generation import CantSimulate
 from tests.anatomy.counting import build_family_skeleton
 from tests.families.tiny.configs import build_config

@@ -88,7 +88,7 @@ def _compare(
 ) -> Inspection:
     """Return the inspection by the skeleton of config.json, compared with the headers."""
     # Imported late because it imports torch: errors in the files are reported at once.
-    from moetool.inspection.from_skeleton import inspect_skeleton
+    from moetool.inspection.sources.from_skeleton import inspect_skeleton
 
     files = None if source is AskedSource.SKELETON else table
     files = None if source is AskedSource.SKELETON else table

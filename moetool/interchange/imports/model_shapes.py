@@ -35,7 +35,7 @@ def read_model_shapes(model: str) -> GivenShapes:
     from moetool.anatomy.skeleton.build import build_whole_skeleton, refuse_unbuildable
     from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
     from moetool.checkpoint.config import make_config
-    from moetool.inspection.from_skeleton import count_model
+    from moetool.inspection.sources.from_skeleton import count_model
 
     config = make_config(
         subject.config,

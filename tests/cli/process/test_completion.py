@@ -33,7 +33,7 @@ CASES = [
     ("memory-estimate", "--quant", ["--quantization"]),
     ("memory-estimate --quantization", "nf", ["nf4"]),
     ("inspect", "mixt", ["mixtral-8x22b", "mixtral-8x7b"]),
-    ("inspect olmoe-1b-7b", "de", ["demo", "deepseek-r1", "deepseek-v2", "deepseek-v2-lite"]),
+    ("inspect olmoe-1b-7b", "de", ["demo", "deepseek-moe-16b", "deepseek-r1", "deepseek-v2"]),
     ("inspect", "my-", ["my-checkpoint"]),
     ("route-trace", "d", ["demo"]),
     ("memory-estimate demo --gpu", "h2", ["h20", "h200", "h200-nvl"]),

@@ -147,7 +147,9 @@ def iter_tensors(values: Any) -> Iterator[torch.Tensor]:
 def hash_rows(rows: torch.Tensor) -> torch.Tensor:
     """Return a whole number for each row, which equal rows share. # (num_rows,)."""
     generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**62), 2**62, rows.shape[-1:], generator=generator, device="cpu") * 2 + 1
+    factors = (
+        torch.randint(-(2**62), 2**62, rows.shape[-1:], generator=generator, device="cpu") * 2 + 1
+    )
     return (rows.double().contiguous().view(torch.int64) * factors.to(rows.device)).sum(dim=1)
 
 

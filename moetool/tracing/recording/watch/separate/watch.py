@@ -224,7 +224,9 @@ class SeparateExpertsWatch:
             weights: A weight for every expert. # (num_slots, num_experts)
         """
         generator = torch.Generator().manual_seed(0)
-        made = torch.randn(weights.shape[1], hidden.shape[-1], generator=generator, device="cpu").to(hidden)
+        made = torch.randn(
+            weights.shape[1], hidden.shape[-1], generator=generator, device="cpu"
+        ).to(hidden)
         seen = rerun.run(hidden, length=1, outputs=made).output.double()
         size = weights.double().abs() @ made.double().abs()  # (num_slots, hidden_size)
         error = (seen - weights.double() @ made.double()).abs()

@@ -17,8 +17,8 @@ from moetool.anatomy.skeleton.build import build_model
 from moetool.checkpoint.config import first_line
 from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError, UsageError
-from moetool.inspection.from_skeleton import count_model, inspect_built
 from moetool.inspection.result import Inspection
+from moetool.inspection.sources.from_skeleton import count_model, inspect_built
 from moetool.process.quiet import quiet_transformers
 from moetool.trace.model_counts import ModelCounts
 

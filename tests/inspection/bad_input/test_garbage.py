@@ -87,7 +87,7 @@ def test_building_and_simulating_search_seldom(
         raise InputError("Seen.", hint="")
 
     model = save_config("olmoe", tmp_path)
-    monkeypatch.setattr("moetool.inspection.from_skeleton.build_whole_skeleton", stop)
+    monkeypatch.setattr("moetool.inspection.sources.from_skeleton.build_whole_skeleton", stop)
     with pytest.raises(InputError, match="Seen"):
         moetool.inspect_model(model)
     monkeypatch.setattr("moetool.memory.simulated.model_runs.run_scenario", stop)
