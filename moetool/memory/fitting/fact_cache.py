@@ -32,7 +32,10 @@ from moetool.memory.scenario import Scenario
 from moetool.output.targets import write_file
 
 # Sub-packages of moetool that find facts, and those that they import.
-_CODE = ("anatomy", "catalogue", "checkpoint", "memory", "output", "quantizing", "simulation")
+_CODE = (
+    *("anatomy", "catalogue", "checkpoint", "memory", "output", "process", "quantizing"),
+    "simulation",
+)
 # Packages whose code models call, if they are installed.
 _PACKAGES = (
     "torch",

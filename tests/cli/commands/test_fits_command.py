@@ -48,7 +48,7 @@ def test_the_table_lists_what_runs(run_moetool: RunMoetool) -> None:
     completed = run_moetool("fits", "--gpu", "24GiB")
     assert (completed.returncode, completed.stderr) == (0, "")
     lines = [" ".join(line.split()) for line in completed.stdout.splitlines()]
-    assert lines[0] == "2 of 67 models run on 1 × 24GiB; 1 is unknown."
+    assert lines[0] == "2 of 68 models run on 1 × 24GiB; 1 is unknown."
     assert "olmoe-1b-7b 6.979B 3.490B 13.0 GiB 10.0 GiB 3,840 *" in lines
     assert "mixtral-8x7b" not in completed.stdout
 
@@ -145,7 +145,7 @@ def test_json_and_csv_have_every_model(run_moetool: RunMoetool, tmp_path: Path) 
     rows = list(csv.DictReader((tmp_path / "fits.csv").read_text(encoding="utf-8").splitlines()))
     assert listed["schema"] == "moetool.fits/1"
     assert [row["model"] for row in rows] == [model["model"] for model in listed["models"]]
-    assert len(rows) == 67
+    assert len(rows) == 68
     assert (rows[0]["model"], rows[0]["longest_prompt_tokens"]) == ("olmoe-1b-7b", "3840")
 
 

@@ -93,7 +93,9 @@ USAGE: dict[tuple[str, ...], Refusal] = {
     (*MEMORY, "--bf16"): Refusal(2, error="--bf16", hint="Did you mean --dtype bfloat16?"),
     (*TRACE, "--half"): Refusal(2, error="--half", hint="Did you mean --dtype float16?"),
     (*INSPECT, "--json"): Refusal(2, error="--json", hint="Did you mean --format json?"),
-    (*MEMORY, "--ctx-size", "8"): Refusal(2, error="--ctx-size", hint="mean --prompt-tokens?"),
+    (*MEMORY, "--ctx-size", "8"): Refusal(
+        2, error="no GGUF file is named", hint="A checkpoint takes --prompt-tokens,"
+    ),
     (*TRACE, "--max_tokens", "8"): Refusal(2, error="--max_tokens", hint="mean --max-new-tokens?"),
     (*MEMORY, "--max-new-tokens", "8"): Refusal(
         2, error="--max-new-tokens", hint="Did you mean --new-tokens? Use --max-new-tokens with"

@@ -120,7 +120,8 @@ def check_models(models: Sequence[str], own: Mapping[str, Any]) -> bool:
     if are_gguf and not any(are_gguf) and any(value is not None for value in own.values()):
         raise UsageError(
             "An option about GGUF files is given, and no GGUF file is named.",
-            hint="Name a GGUF file, or use --engine llama.cpp for a checkpoint.",
+            hint="Name a GGUF file. A checkpoint takes --prompt-tokens, --cache-dtype and "
+            "--engine llama.cpp.",
         )
     return any(are_gguf)
 

@@ -63,7 +63,8 @@ class NaiveAllocator:
             segment = NaiveSegment(is_small, [NaiveBlock(taken)])
             self.segments.append(segment)
             fits = [(segment, segment.blocks[0])]
-        segment, block = min(fits, key=lambda fit: fit[1].num_bytes)
+        # Of equal ones, the lowest: each segment lies below the one before.
+        segment, block = min(fits, key=lambda fit: (fit[1].num_bytes, -self._find_place(fit[0])))
         spare = block.num_bytes - needed
         if spare >= 512 if is_small else spare > MIB:
             place = next(i for i, other in enumerate(segment.blocks) if other is block)
@@ -97,6 +98,9 @@ class NaiveAllocator:
 
     def size_of(self, user: int) -> int:
         return next(block.num_bytes for _, block in self._blocks() if block.user == user)
+
+    def _find_place(self, segment: NaiveSegment) -> int:
+        return next(i for i, other in enumerate(self.segments) if other is segment)
 
     def _blocks(self) -> Iterator[tuple[NaiveSegment, NaiveBlock]]:
         for segment in self.segments:
