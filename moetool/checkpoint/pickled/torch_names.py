@@ -225,6 +225,13 @@ def _as_tuple(values: object = ()) -> tuple[object, ...]:
     return tuple(values)
 
 
+def _take_member(owner: object, name: object) -> Instance:
+    """Return the stand-in for a member of an enumeration, as Python 3.11.0 to 3.11.3 pickle it."""
+    if not isinstance(owner, Named) or not isinstance(name, str) or not name.isupper():
+        raise PickleError("it takes an attribute of something that is not an enumeration")
+    return Instance(owner.name, (name,))
+
+
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _rebuild_by_storage,
     "torch._utils._rebuild_tensor_v2": _rebuild_by_storage,
@@ -235,6 +242,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "torch.Size": _as_tuple,
     "collections.OrderedDict": lambda *_: {},
     "collections.defaultdict": lambda *_: {},
+    **{f"{module}.getattr": _take_member for module in ("builtins", "__builtin__")},
     **{
         f"{module}.set": lambda values=(): list(_as_tuple(values))
         for module in ("builtins", "__builtin__")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import enum
 import os
 import pickle
 import struct
@@ -41,8 +42,43 @@ values = st.recursive(
 )
 
 
+class Level(enum.Enum):
+    """Is pickled as by Python 3.11.0 to 3.11.3."""
+
+    LOW = 1
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return getattr, (type(self), self.name)
+
+
+class Taken:
+    """Takes an attribute of a class when it is read."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.taken = (owner, name)
+
+    def __reduce__(self) -> Any:
+        return getattr, self.taken
+
+
 def read(content: bytes) -> Any:
     return read_pickle(content, names=TORCH_NAMES)[0]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_members_of_enumerations_are_stand_ins(protocol: int) -> None:
+    name = f"{__name__}.Level"
+    content = pickle.dumps(Level.LOW, protocol=protocol)
+
+    found, _ = read_pickle(content, names={**TORCH_NAMES, **stand_ins(name)})
+
+    assert (found.kind, found.arguments) == (name, ("LOW",))
+
+
+@pytest.mark.parametrize(("owner", "name"), [(dict, "fromkeys"), (5, "REAL"), ([], "append")])
+def test_other_attributes_are_not_taken(owner: object, name: str) -> None:
+    with pytest.raises(PickleError, match="not an enumeration"):
+        read(pickle.dumps(Taken(owner, name)))
 
 
 @settings(max_examples=60)
