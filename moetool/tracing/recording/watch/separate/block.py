@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.walk import is_called, join_path
 from moetool.errors import UntraceableError
+from moetool.tracing.out_of_memory import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,22 @@ class Block:
     def is_plain(self) -> bool:
         """Whether each expert is one module."""
         return all(len(members) == 1 for members in self.experts)
+
+    @contextmanager
+    def run_again(self) -> Iterator[None]:
+        """Turn what a second run ends in into the error that the block can't be read.
+
+        Raises:
+            UntraceableError: The block fails. Out of memory stays what it is.
+        """
+        try:
+            yield
+        except UntraceableError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise self.unreadable(f"a second run of it ends in {error!r}") from error
 
     def unreadable(self, because: str) -> UntraceableError:
         """Return the error for a block whose routing can't be read."""

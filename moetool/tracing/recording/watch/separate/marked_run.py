@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from moetool.errors import UntraceableError
-from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.watch.separate.block import Block, BlockCall, Part, Returned
 from moetool.tracing.recording.watch.separate.captures import Capture, iter_tensors
 from moetool.tracing.recording.watch.separate.random_states import restore_states
@@ -109,19 +107,13 @@ class MarkedRun:
             for part in block.parts:
                 stack.enter_context(replaced(part, _unseen(self._repeat(part), capture)))
             restore_states(self._devices, call.states)
-            try:
+            with block.run_again():
                 if capture is None:
                     output = block.module.forward(*args, **kwargs)
                 else:
                     with capture:
                         output = block.module.forward(*args, **kwargs)
                     capture.show(list(iter_tensors(output)))
-            except UntraceableError:
-                raise
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                raise block.unreadable(f"a second run of it ends in {error!r}") from error
         return Seen(output, seen.rows, seen.last)
 
     def _stand_in_for(

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from moetool.errors import UntraceableError
-from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.watch.separate.block import Block, BlockCall, Part
 from moetool.tracing.recording.watch.separate.random_states import restore_states
 from moetool.tracing.recording.watch.separate.stand_ins import (
@@ -108,14 +106,8 @@ class Rerun:
             for part in block.parts:
                 stack.enter_context(replaced(part, self._repeat(part, states, added=added)))
             restore_states(self._devices, self._call.states)
-            try:
+            with block.run_again():
                 output = block.module.forward(*args, **kwargs)
-            except UntraceableError:
-                raise
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                raise block.unreadable(f"a second run of it ends in {error!r}") from error
         for value in output if isinstance(output, tuple) else (output,):
             if isinstance(value, torch.Tensor) and value.numel() == states.numel():
                 return Observed(value.reshape(-1, states.shape[-1]), rows)
