@@ -159,6 +159,7 @@ def write_trace(
                 *shapes.notes,
                 *shapes.notes_on_counts,
             ),
+            **facts.of_run,
         )
         sink.finish(metadata)
     return ImportResult(
