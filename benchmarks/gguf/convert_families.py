@@ -54,7 +54,11 @@ _TYPES = ("f32", "f16", "bf16", "q8_0")
 
 def import_converter(folder: Path) -> tuple[Any, Any]:
     """Return the converter's package in a folder of llama.cpp, and the one that it writes with."""
-    sys.path += [str(folder), str(folder / "gguf-py")]
+    # It needs the version of the package that it comes with. Folders next to it have common names.
+    sys.path.insert(0, str(folder / "gguf-py"))
+    sys.path.append(str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
+        del sys.modules[name]
     import conversion  # type: ignore[import-not-found]
     import gguf  # type: ignore[import-not-found]
 

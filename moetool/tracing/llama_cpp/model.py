@@ -64,7 +64,8 @@ class GgufRun:
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(job["path"]), params)
         if not self._model:
             raise WorkerError(
-                "llama.cpp could not load the file", hint="Run `moetool inspect` on it."
+                "llama.cpp could not load the file",
+                hint="Run `moetool inspect` on it, or put fewer layers on a GPU.",
             )
         if llama_cpp.llama_model_is_diffusion(self._model):
             # Its tokens see later ones, which pieces of a prompt don't have.

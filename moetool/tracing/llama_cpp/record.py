@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from moetool.tracing.llama_cpp.options import LlamaCppOptions
 INSTALL = "pip install 'moetool[gguf]'"
 # -P: files of the working directory are not modules.
 _WORKER = (sys.executable, "-P", "-m", "moetool.tracing.llama_cpp.worker")
+_COMPLAINT = re.compile(r"error|assert|fail|require|abort|out of memory", re.IGNORECASE)
 _NUMBER_BYTES = 4
 
 
@@ -201,12 +203,11 @@ def _check_layers(
 
 
 def _read_complaint(said: IO[bytes]) -> list[str]:
-    """Return what llama.cpp said last about an error, or at all, as a fact."""
+    """Return the last line with which llama.cpp complained, as a fact."""
     said.seek(0)
-    lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
-    about = [line for line in lines if "error" in line.lower() or "assert" in line.lower()]
-    last = (about or lines)[-1:]
-    return [f"seen: {printable(line.strip())}" for line in last]
+    lines = said.read().decode(errors="replace").splitlines()
+    complaints = [line.strip() for line in lines if _COMPLAINT.search(line)]
+    return [f"seen: {printable(line)}" for line in complaints[-1:]]
 
 
 def _crash(

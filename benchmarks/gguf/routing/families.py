@@ -3,7 +3,7 @@
 llama.cpp's own converter writes the files, in F32. Then wrong conversions are planted, each of which
 has to be noticed. Needs llama-cpp-python, gguf and a folder of llama.cpp (see `convert_families`):
 
-    python -m benchmarks.gguf.check_families vendor/llama.cpp [FAMILY ...]
+    python -m benchmarks.gguf.routing.families vendor/llama.cpp [FAMILY ...]
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gguf.compare_routing import Comparison, compare_file
 from benchmarks.gguf.convert_families import OWN, WIDE, convert, import_converter
+from benchmarks.gguf.routing.compare import Comparison, compare_file
 from tests.families.tiny.models import build_family
 
 _NUM_PROMPTS, _PROMPT_TOKENS, _NUM_NEW_TOKENS = 3, 48, 6

@@ -3,7 +3,7 @@
 Needs llama-cpp-python and a folder of llama.cpp (see `convert_families`), whose converter writes the
 file. Whole traces of some prompts and their continuations are compared row by row:
 
-    python -m benchmarks.gguf.check_routing vendor/llama.cpp
+    python -m benchmarks.gguf.routing.demo vendor/llama.cpp
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import moetool
-from benchmarks.gguf.compare_routing import EXACTLY, compare_file
 from benchmarks.gguf.convert_families import import_converter
-from benchmarks.gguf.demo_file import write_demo
+from benchmarks.gguf.routing.compare import EXACTLY, compare_file
+from benchmarks.gguf.routing.demo_file import write_demo
 from moetool.catalogue.names import demo_folder
 from moetool.library.trace_gguf import trace_gguf
 from moetool.tracing.llama_cpp.options import LlamaCppOptions

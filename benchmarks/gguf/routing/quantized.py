@@ -6,7 +6,7 @@ through, whose decisions are those of transformers. Needs llama-cpp-python, gguf
 llama.cpp. Prints a JSON object; with --check, only a few prompts are traced, and compared with what is
 kept:
 
-    python -m benchmarks.gguf.quantized_routing vendor/llama.cpp > measured/quantized_routing.json
+    python -m benchmarks.gguf.routing.quantized vendor/llama.cpp > quantized_routing.json
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 import llama_cpp  # type: ignore[import-not-found]
 
 import moetool
-from benchmarks.gguf.compare_routing import EXACTLY
 from benchmarks.gguf.convert_families import import_converter
-from benchmarks.gguf.demo_file import write_demo
+from benchmarks.gguf.routing.compare import EXACTLY
+from benchmarks.gguf.routing.demo_file import write_demo
 from moetool.checkpoint.gguf.files import open_gguf
 from moetool.inspection.gguf.facts import read_facts
 from moetool.library.trace_gguf import trace_gguf
@@ -46,7 +46,7 @@ FORMATS = {
     "IQ3_S": 26,
     "Q2_K": 10,
 }
-_KEPT = Path(__file__).parent / "measured" / "quantized_routing.json"
+_KEPT = Path(__file__).parents[1] / "measured" / "quantized_routing.json"
 _OPTIONS = LlamaCppOptions(num_threads=1)
 _EXACTLY = LlamaCppOptions(**{**vars(EXACTLY), "with_margins": False})
 # CPUs with other vector instructions add up in another order.
