@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,3 +100,29 @@ def test_weights_of_another_layer_are_refused() -> None:
 def test_libraries_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="has no library ggml-base"):
         Ggml(tmp_path)
+
+
+def lay_out(*, name_at: int, data: int) -> tuple[Ggml, ctypes.Array[ctypes.c_char], int]:
+    """Return a library whose functions find a tensor's name and data at other places, and one."""
+    tensor = ctypes.create_string_buffer(336)
+    start = ctypes.addressof(tensor)
+    tensor[248:256] = (1234).to_bytes(8, "little")
+    tensor[name_at : name_at + 5] = b"named"
+    ggml = Ggml.__new__(Ggml)
+    ggml._is_checked = False
+    functions = {"ggml_get_name": lambda _: start + name_at, "ggml_get_data": lambda _: data}
+    ggml._library = SimpleNamespace(**functions)  # type: ignore[assignment]
+    return ggml, tensor, start
+
+
+def test_names_and_data_are_where_they_are_known_to_be() -> None:
+    ggml, tensor, start = lay_out(name_at=256, data=1234)
+    assert ggml.name(start) == "named"
+    assert len(tensor) == 336
+
+
+@pytest.mark.parametrize(("name_at", "data"), [(264, 1234), (256, 4321)])
+def test_tensors_that_are_laid_out_in_another_way_are_refused(name_at: int, data: int) -> None:
+    ggml, _tensor, start = lay_out(name_at=name_at, data=data)
+    with pytest.raises(WorkerError, match="lays out its tensors in another way"):
+        ggml.name(start)

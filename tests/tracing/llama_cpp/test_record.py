@@ -16,6 +16,7 @@ import pytest
 
 from moetool.errors import DenseModelError, InputError, UntraceableError, UsageError
 from moetool.library import trace_gguf as library
+from moetool.report.imports import render_result_text
 from moetool.trace.reading.reader import open_trace
 from moetool.tracing.llama_cpp import record
 from moetool.tracing.llama_cpp.options import LlamaCppOptions
@@ -67,6 +68,8 @@ def test_rows_are_the_planted_decisions_by_falling_weight(path: Path, tmp_path: 
     assert metadata.complete
     assert metadata.model == str(path)
     assert (metadata.max_new_tokens, metadata.num_new_tokens) == (3, 6)
+    assert metadata.notes == ("Recorded in llama.cpp.",)
+    assert render_result_text(result).startswith("Recorded in llama.cpp\n")
     assert (metadata.max_prompt_tokens, metadata.num_cut_prompts) == (3, 1)
     assert {(each.layer, each.num_experts, each.top_k) for each in metadata.layers} == {
         (layer, NUM_EXPERTS, 2) for layer in LAYERS
