@@ -106,8 +106,8 @@ def lay_out(*, name_at: int, data: int) -> tuple[Ggml, ctypes.Array[ctypes.c_cha
     """Return a library whose functions find a tensor's name and data at other places, and one."""
     tensor = ctypes.create_string_buffer(336)
     start = ctypes.addressof(tensor)
-    tensor[248:256] = (1234).to_bytes(8, "little")
-    tensor[name_at : name_at + 5] = b"named"
+    ctypes.memmove(start + 248, (1234).to_bytes(8, "little"), 8)
+    ctypes.memmove(start + name_at, b"named", 5)
     ggml = Ggml.__new__(Ggml)
     ggml._is_checked = False
     functions = {"ggml_get_name": lambda _: start + name_at, "ggml_get_data": lambda _: data}
