@@ -136,7 +136,9 @@ def memory_estimate(
         foreign = (*settings[:3], engine, parallel, save, trace, prompt_tokens, new_tokens)
         gguf.refuse_foreign(common, foreign, measure=measure)
         question = gguf.read_question(own, gpu=gpu, overhead=engine_overhead, scenarios=scenarios)
-        write_file_estimates(references, question, failures, chosen, output, force=force)
+        write_file_estimates(
+            references, question, failures, chosen, output, revision=revision, force=force
+        )
         return
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.

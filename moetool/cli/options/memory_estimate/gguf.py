@@ -111,7 +111,8 @@ def check_models(models: Sequence[str], own: Mapping[str, Any]) -> bool:
     are_gguf = []
     for model in models:
         with suppress(MoetoolError):
-            are_gguf.append(resolve_model(model).kind is ModelKind.GGUF)
+            kind = resolve_model(model).kind
+            are_gguf.append(kind in (ModelKind.GGUF, ModelKind.HUB_GGUF))
     if any(are_gguf) and not all(are_gguf):
         raise UsageError(
             "GGUF files are estimated by llama.cpp's rules, other models by their own code.",
