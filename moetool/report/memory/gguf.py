@@ -15,7 +15,7 @@ from moetool.report.text.words import UNKNOWN
 from moetool.wording import format_bytes, number_of
 
 if TYPE_CHECKING:
-    from moetool.memory.serving.gguf.estimate import GgufEstimate
+    from moetool.memory.serving.gguf.result import GgufEstimate
 
 _PARTS = {
     "weights": "weights",

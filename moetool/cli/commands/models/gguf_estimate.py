@@ -12,7 +12,7 @@ from moetool.cli.output import print_or_write, see_output
 
 if TYPE_CHECKING:
     from moetool.checkpoint.reference import ModelReference
-    from moetool.memory.serving.gguf.estimate import GgufQuestion
+    from moetool.memory.serving.gguf.question import GgufQuestion
     from moetool.report.renderer import ReportFormat
 
 

@@ -84,6 +84,7 @@ def memory_estimate(
     ubatch_size: gguf.UbatchSize = None,
     cache_type_k: gguf.CacheTypeK = None,
     cache_type_v: gguf.CacheTypeV = None,
+    flash_attn: gguf.FlashAttention = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     output_format: FormatOption = None,
@@ -102,7 +103,7 @@ def memory_estimate(
     refuse_loose_sizes(models, sys.argv[1:])
     check_experts(experts, quantization)
     of_gguf = (n_gpu_layers, n_cpu_moe, override_tensor, ctx_size, ubatch_size)
-    own = gguf.name_values(*of_gguf, cache_type_k, cache_type_v)
+    own = gguf.name_values(*of_gguf, cache_type_k, cache_type_v, flash_attn)
     has_gguf = gguf.check_models(models, own)
     settings = (gpu_memory_utilization, kv_cache_dtype, tensor_parallel, engine_overhead)
     serving = None if has_gguf else engines.read_engine(engine, *settings, gpu=gpu)

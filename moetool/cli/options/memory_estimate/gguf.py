@@ -13,7 +13,7 @@ from moetool.errors import MoetoolError, UsageError
 
 if TYPE_CHECKING:
     from moetool.memory.scenario import Scenario
-    from moetool.memory.serving.gguf.estimate import GgufQuestion
+    from moetool.memory.serving.gguf.question import GgufQuestion
 
 _PANEL = "GGUF files"
 _DEFAULT_UBATCH = 512
@@ -86,8 +86,21 @@ CacheTypeV = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+FlashAttention = Annotated[
+    str | None,
+    typer.Option(
+        "--flash-attn",
+        metavar="MODE",
+        help="Flash attention: on, off or auto. Default: auto, which is off where CUDA has no kernel.",
+        rich_help_panel=_PANEL,
+    ),
+]
+_MODES = {"on": True, "off": False, "auto": None}
 _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-_NAMES = ("num_gpu_layers", "num_cpu_moe", "moves", "context", "ubatch", "type_k", "type_v")
+_NAMES = (
+    *("num_gpu_layers", "num_cpu_moe", "moves", "context", "ubatch", "type_k", "type_v"),
+    "flash_attention",
+)
 _GPU_NAME = re.compile(r"(gpu|cuda\d*)", re.IGNORECASE)
 
 
@@ -163,7 +176,7 @@ def read_question(
     """
     from moetool.catalogue.gpus import parse_memory
     from moetool.memory.machine.local_gpu import take_gpu
-    from moetool.memory.serving.gguf.estimate import GgufQuestion
+    from moetool.memory.serving.gguf.question import GgufQuestion
 
     if len(scenarios) != 1:
         raise UsageError(
@@ -177,6 +190,11 @@ def read_question(
                 f"'{each}' is not a type that llama.cpp caches in.",
                 hint=f"Name one of {', '.join(_CACHE_TYPES)}.",
             )
+    mode = values["flash_attention"] or "auto"
+    if mode not in _MODES:
+        raise UsageError(
+            f"'{mode}' is not a mode of flash attention.", hint="Name on, off or auto."
+        )
     if gpu is None and (values["num_gpu_layers"] or values["num_cpu_moe"] or values["moves"]):
         raise UsageError(
             "Layers and tensors are divided between the CPU and a GPU, and no GPU is named.",
@@ -193,6 +211,7 @@ def read_question(
         num_sequences=scenarios[0].batch_size,
         type_k=types[0],
         type_v=types[1],
+        flash_attention=_MODES[mode],
     )
 
 

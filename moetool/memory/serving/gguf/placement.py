@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from moetool.checkpoint.gguf.files import GgufModel
 from moetool.checkpoint.gguf.header import GgufTensor
-from moetool.checkpoint.gguf.types import PLAIN_TYPES
+from moetool.checkpoint.gguf.types import PLAIN_TYPES, TensorType
 from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST
-from moetool.memory.serving.gguf.sizes import count_layers
+from moetool.memory.serving.gguf.styles import count_layers
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
@@ -119,9 +119,14 @@ def count_gpu_bytes(placed: Iterable[PlacedTensor], *, alignment: int, pads_rows
 def count_device_bytes(tensor: GgufTensor, *, pads_rows: bool) -> int:
     """Return the bytes that a tensor takes on a GPU, without alignment."""
     row = tensor.shape[-1] if tensor.shape else 1
-    if not pads_rows or tensor.type.name in PLAIN_TYPES or row % _CUDA_ROW == 0:
-        return tensor.num_bytes
-    return tensor.num_bytes + tensor.type.count_bytes(_CUDA_ROW - row % _CUDA_ROW)
+    return pad_rows(tensor.num_bytes, tensor.type, row=row) if pads_rows else tensor.num_bytes
+
+
+def pad_rows(num_bytes: int, kind: TensorType, *, row: int) -> int:
+    """Return the bytes of a tensor on a CUDA GPU, where its last row is padded if it is quantized."""
+    if kind.name in PLAIN_TYPES or row % _CUDA_ROW == 0:
+        return num_bytes
+    return num_bytes + kind.count_bytes(_CUDA_ROW - row % _CUDA_ROW)
 
 
 def count_mapped_bytes(model: GgufModel, placed: Iterable[PlacedTensor]) -> int:

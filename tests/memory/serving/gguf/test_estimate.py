@@ -11,7 +11,8 @@ from moetool.catalogue.gpus import find_gpu
 from moetool.checkpoint.gguf.files import GgufModel, open_gguf
 from moetool.errors import UsageError
 from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST
-from moetool.memory.serving.gguf.estimate import ALL_LAYERS, GgufQuestion, estimate_gguf
+from moetool.memory.serving.gguf.estimate import ALL_LAYERS, estimate_gguf
+from moetool.memory.serving.gguf.question import GgufQuestion
 from tests.anatomy.gguf.converted import lay_down, read_converted
 from tests.checkpoint.gguf.writer import count_bytes, moe_metadata, moe_tensors, write_gguf
 from tests.command import RunMoetool
@@ -97,7 +98,7 @@ def test_a_token_reads_its_experts_and_the_cache(model: GgufModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "cache"), [("granitemoe", 2 * 2 * 128 * 2 * 2048), ("newmoe", None)]
+    ("architecture", "cache"), [("qwen3", 2 * 2 * 128 * 2 * 2048), ("newmoe", None)]
 )
 def test_what_is_not_known_is_unknown(tmp_path: Path, architecture: str, cache: int | None) -> None:
     metadata = moe_metadata() | {"general.architecture": architecture}
@@ -111,6 +112,33 @@ def test_what_is_not_known_is_unknown(tmp_path: Path, architecture: str, cache: 
     assert found.fits is None
     assert found.fitting is None
     assert any(architecture in note for note in found.notes)
+
+
+def test_flash_attention_is_off_where_cuda_has_no_kernel(model: GgufModel, tmp_path: Path) -> None:
+    odd = moe_metadata(attention__key_length=32, attention__value_length=32)
+    narrow = open_gguf(write_gguf(tmp_path / "narrow.gguf", odd, moe_tensors()))
+
+    chosen = estimate_gguf("narrow", narrow, ask())
+    assert not chosen.has_flash_attention
+    assert any("CUDA has no kernel" in note for note in chosen.notes)
+    assert "-fa" not in chosen.flags
+    forced = estimate_gguf("narrow", narrow, ask(flash_attention=True))
+    assert any("runs on the host" in note for note in forced.notes)
+    assert "-fa on" in forced.flags
+    assert forced.on_host.compute != chosen.on_host.compute
+    assert estimate_gguf("narrow", narrow, ask(gpu=None)).has_flash_attention
+
+    off = estimate_gguf("tiny", model, ask(flash_attention=False))
+    assert "-fa off" in off.flags
+    assert off.on_gpu is not None
+    assert off.on_gpu != estimate_gguf("tiny", model, ask()).on_gpu
+    with pytest.raises(UsageError, match="caches values in q8_0 with flash attention only"):
+        estimate_gguf("tiny", model, ask(flash_attention=False, type_v="q8_0"))
+
+
+def test_gpus_of_other_vendors_are_not_confirmed(model: GgufModel) -> None:
+    notes = estimate_gguf("tiny", model, ask(gpu=find_gpu("mi300x"))).notes
+    assert any("not confirmed for GPUs of AMD" in note for note in notes)
 
 
 def test_every_format_shows_it(path: Path, run_moetool: RunMoetool) -> None:
