@@ -10,18 +10,26 @@ import json
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moetool.checkpoint.gguf.files import GgufModel, open_gguf
-from moetool.memory.serving.gguf.buffers import CUDA, Buffers, DeviceRules, GgufRun, list_buffers
+from moetool.memory.serving.gguf.buffers import (
+    CUDA,
+    Buffers,
+    DeviceRules,
+    GgufRun,
+    list_all_buffers,
+)
 from moetool.memory.serving.gguf.placement import LayerRule, make_moves
 
 _MEASURED = Path(__file__).parent / "measured"
 # Runs on a CPU with the stand-in for a GPU, and runs on a GPU with CUDA.
 STAND_IN, WITH_CUDA = "llama_cpp_families.jsonl", "cuda_buffers.jsonl"
+# Runs on two GPUs of the same memory.
+ON_TWO_GPUS = "several_gpus.jsonl"
 # Printed sizes have two decimals; two halves of a cache are printed in one line each.
 _ROUNDED_MIB, _TWICE_ROUNDED_MIB = 0.0051, 0.0101
 
@@ -76,13 +84,15 @@ def compare(name: str, folder: Path, *, every: int = 1) -> Iterator[Comparison]:
     """
     for number, (line, model) in enumerate(list_models(name, folder)):
         if number % every == 0:
-            yield _compare_line(line, model)
+            yield _compare_line(line, model, num_gpus=2 if name == ON_TWO_GPUS else 1)
 
 
-def _compare_line(line: dict[str, Any], model: GgufModel) -> Comparison:
+def _compare_line(line: dict[str, Any], model: GgufModel, *, num_gpus: int) -> Comparison:
     setting, has_gpu = line["setting"], line.get("has_gpu", True)
+    num_gpus = 1 if setting.get("split_mode") == "none" else num_gpus
+    shares = tuple(setting.get("tensor_split", (1.0,) * num_gpus))
     run = GgufRun(
-        LayerRule(setting["gpu_layers"], make_moves(setting["cpu_moe"])),
+        LayerRule(setting["gpu_layers"], make_moves(setting["cpu_moe"]), shares),
         context=setting["context"],
         ubatch=setting["ubatch"],
         num_sequences=setting["sequences"],
@@ -93,7 +103,7 @@ def _compare_line(line: dict[str, Any], model: GgufModel) -> Comparison:
     )
     takes = line.get("takes_products")
     rules = CUDA if takes is None else _imitate(takes_products=takes)
-    expected = _name_buffers(*list_buffers(model, run, rules), is_cuda=takes is None, run=run)
+    expected = _name_buffers(list_all_buffers(model, run, rules), is_cuda=takes is None, run=run)
     printed = line["mib"]
     differences: dict[str, tuple[int | None, float]]
     differences = {name: (0, size) for name, size in printed.items() if name not in expected}
@@ -113,16 +123,19 @@ def _imitate(*, takes_products: bool) -> DeviceRules:
 
 
 def _name_buffers(
-    on_gpu: Buffers, on_host: Buffers, *, is_cuda: bool, run: GgufRun
+    buffers: Sequence[Buffers], *, is_cuda: bool, run: GgufRun
 ) -> dict[str, int | None]:
     """Return sizes by llama.cpp's names of buffers."""
-    gpu, host = ("CUDA0", "CUDA_Host") if is_cuda else ("GPU", "CPU")
+    *on_gpus, on_host = buffers
+    host, sizes = "CUDA_Host" if is_cuda else "CPU", dict[str, int | None]()
+    for number, on_gpu in enumerate(on_gpus):
+        gpu = f"CUDA{number}" if is_cuda else "GPU"
+        sizes |= {f"model {gpu}": on_gpu.weights, f"KV {gpu}": on_gpu.cache}
+        sizes[f"compute {gpu}"] = on_gpu.compute
     # With no layer on the GPU, logits lie in plain memory.
     output = host if run.rule.num_gpu_layers else "CPU"
     return {
-        f"model {gpu}": on_gpu.weights,
-        f"KV {gpu}": on_gpu.cache,
-        f"compute {gpu}": on_gpu.compute,
+        **sizes,
         "model CPU_Mapped": on_host.weights,
         "model CPU_REPACK": on_host.repacked,
         "KV CPU": on_host.cache,
@@ -134,7 +147,7 @@ def _name_buffers(
 def main() -> None:
     """Print how many runs are equal; exit with 1 if any is not."""
     num_different = 0
-    for name in (STAND_IN, WITH_CUDA):
+    for name in (STAND_IN, WITH_CUDA, ON_TWO_GPUS):
         with tempfile.TemporaryDirectory() as folder:
             found = list(compare(name, Path(folder)))
         different = [each for each in found if each.differences]

@@ -11,14 +11,14 @@ from moetool.anatomy.gguf.table import count_gguf
 from moetool.checkpoint.gguf.files import GgufModel
 from moetool.checkpoint.gguf.types import PLAIN_TYPES, TYPES_BY_NAME
 from moetool.errors import UsageError
-from moetool.memory.serving.ggml.allocation.scheduler import GPU
+from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST
 from moetool.memory.serving.gguf.buffers import (
     Buffers,
     DeviceRules,
     GgufRun,
     choose_rules,
     has_gpu_attention,
-    list_buffers,
+    list_all_buffers,
 )
 from moetool.memory.serving.gguf.notes import list_notes
 from moetool.memory.serving.gguf.placement import LayerRule, make_moves, place_tensors
@@ -45,7 +45,8 @@ def estimate_gguf(name: str, model: GgufModel, question: GgufQuestion) -> GgufEs
     rules = choose_rules(None if gpu is None else gpu.compute_capability)
     run = _make_run(model, question)
     _check_cache_types(model, run)
-    on_gpu, on_host = list_buffers(model, run, rules)
+    *on_gpus, on_host = list_all_buffers(model, run, rules)
+    on_gpu = _find_fullest(on_gpus)
     budget = None if gpu is None else gpu.memory_bytes - question.overhead_bytes
     short = None
     if budget is not None and on_gpu.total is not None:
@@ -53,7 +54,7 @@ def estimate_gguf(name: str, model: GgufModel, question: GgufQuestion) -> GgufEs
     fitting = None
     if budget is not None and on_gpu.total is not None:
         fitting = _find_fitting(model, run, question, rules, budget=budget)
-    gpu_read, host_read = _list_read_bytes(model, run, on_gpu, on_host)
+    gpu_read, host_read = _list_read_bytes(model, run, on_gpus, on_host)
     flags = _write_flags(
         run, question, layers=run.rule.num_gpu_layers, num_cpu_moe=question.num_cpu_moe
     )
@@ -81,7 +82,14 @@ def estimate_gguf(name: str, model: GgufModel, question: GgufQuestion) -> GgufEs
         host_read_bytes=host_read,
         notes=tuple(list_notes(model, run, question)),
         has_flash_attention=run.has_flash_attention,
+        num_gpus=0 if gpu is None else question.num_gpus,
+        on_gpus=() if gpu is None else tuple(on_gpus),
     )
+
+
+def _find_fullest(on_gpus: Sequence[Buffers]) -> Buffers:
+    """Return the buffers of the GPU that holds most; if totals are unknown, most weights."""
+    return max(on_gpus, key=lambda each: (each.total or 0, each.weights))
 
 
 def _make_run(model: GgufModel, question: GgufQuestion) -> GgufRun:
@@ -133,7 +141,9 @@ def _check_cache_types(model: GgufModel, run: GgufRun) -> None:
 
 
 def _make_rule(question: GgufQuestion, *, num_gpu_layers: int, num_cpu_moe: int) -> LayerRule:
-    return LayerRule(num_gpu_layers, (*question.moves, *make_moves(num_cpu_moe)))
+    moves = (*question.moves, *make_moves(num_cpu_moe))
+    shares = question.shares or (1.0,) * question.num_gpus
+    return LayerRule(num_gpu_layers, moves, shares)
 
 
 def _find_fitting(
@@ -151,7 +161,8 @@ def _find_fitting(
 
     def try_out(layers: int, num_cpu_moe: int) -> Fitting | None:
         rule = _make_rule(question, num_gpu_layers=layers, num_cpu_moe=num_cpu_moe)
-        on_gpu, on_host = list_buffers(model, replace(run, rule=rule), rules)
+        *on_gpus, on_host = list_all_buffers(model, replace(run, rule=rule), rules)
+        on_gpu = _find_fullest(on_gpus)
         if on_gpu.total is None or on_host.total is None or on_gpu.total > budget:
             return None
         flags = _write_flags(run, question, layers=layers, num_cpu_moe=num_cpu_moe)
@@ -183,7 +194,9 @@ def _write_flags(run: GgufRun, question: GgufQuestion, *, layers: int, num_cpu_m
     if num_cpu_moe:
         flags.append(f"--n-cpu-moe {num_cpu_moe}")
     for pattern, device in question.moves:
-        flags.append(f"-ot '{pattern}={'CUDA0' if device == GPU else 'CPU'}'")
+        flags.append(f"-ot '{pattern}={'CPU' if device == HOST else f'CUDA{device}'}'")
+    if question.shares:
+        flags.append(f"-ts {','.join(f'{share:g}' for share in question.shares)}")
     if run.num_sequences > 1:
         flags.append(f"-np {run.num_sequences}")
     are_other = (run.type_k, run.type_v) != ("f16", "f16")
@@ -195,15 +208,16 @@ def _write_flags(run: GgufRun, question: GgufQuestion, *, layers: int, num_cpu_m
 
 
 def _list_read_bytes(
-    model: GgufModel, run: GgufRun, on_gpu: Buffers, on_host: Buffers
+    model: GgufModel, run: GgufRun, on_gpus: Sequence[Buffers], on_host: Buffers
 ) -> Sequence[int | None]:
-    """Return the weights and the cache that each device reads for a token, at full context."""
+    """Return the weights and the cache that GPUs and the host read for a token, at full context."""
     table = count_gguf(model)
-    if table.active_unknown is not None or on_gpu.cache is None or on_host.cache is None:
+    caches = [each.cache for each in on_gpus if each.cache is not None]
+    if table.active_unknown is not None or len(caches) < len(on_gpus) or on_host.cache is None:
         return [None, None]
     experts = next((number for number in table.num_experts.values() if number), 1)
     share = (table.top_k or 1, experts)
-    totals = [on_gpu.cache // run.num_sequences, on_host.cache // run.num_sequences]
+    totals = [sum(caches) // run.num_sequences, on_host.cache // run.num_sequences]
     for each in place_tensors(model, run.rule, repacks=not run.has_gpu):
         size = each.tensor.num_bytes
         named = read_name(each.name)
@@ -211,5 +225,5 @@ def _list_read_bytes(
             size //= max(each.tensor.shape[0], 1)
         elif named.component is Component.ROUTED_EXPERTS:
             size = size // share[1] * share[0] if named.is_stack else size
-        totals[each.device] += size
+        totals[HOST if each.device == HOST else GPU] += size
     return totals

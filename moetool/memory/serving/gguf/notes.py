@@ -15,6 +15,10 @@ _NO_GRAPH = (
     "The compute buffers are unknown: the graph that llama.cpp builds for {architecture} is not "
     "known here."
 )
+_SEVERAL = (
+    "Layers are divided evenly, which llama.cpp does where free memory is equal: --tensor-split sets "
+    "the parts."
+)
 _NVIDIA = "NVIDIA"
 _MTP = "Layers that predict further tokens are left out: llama.cpp loads them only to draft with."
 _CUDA = (
@@ -53,6 +57,8 @@ def list_notes(model: GgufModel, run: GgufRun, question: GgufQuestion) -> list[s
             notes.append(_NO_ATTENTION)
         if question.flash_attention and has_gpu_attention(model, run) is False:
             notes.append(_ON_HOST)
+        if question.num_gpus > 1 and not question.shares:
+            notes.append(_SEVERAL)
         notes.append(_CUDA)
         if gpu.vendor not in (None, _NVIDIA):
             notes.append(_OTHER_GPU.format(vendor=gpu.vendor))

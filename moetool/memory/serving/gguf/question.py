@@ -12,7 +12,7 @@ class GgufQuestion:
     """A question about a file.
 
     Attributes:
-        gpu: The GPU; None for the CPU alone.
+        gpu: The GPU, or the kind of all of them; None for the CPU alone.
         overhead_bytes: An allowance on the GPU.
         num_gpu_layers: `--n-gpu-layers`; None for all on a GPU.
         num_cpu_moe: `--n-cpu-moe`.
@@ -23,6 +23,8 @@ class GgufQuestion:
         type_k: `--cache-type-k`.
         type_v: `--cache-type-v`.
         flash_attention: `--flash-attn`: whether it is on; None for what llama.cpp chooses.
+        num_gpus: GPUs of that kind.
+        shares: `--tensor-split`, one number for each GPU; empty for equal parts.
     """
 
     gpu: Gpu | None = None
@@ -36,3 +38,5 @@ class GgufQuestion:
     type_k: str = "f16"
     type_v: str = "f16"
     flash_attention: bool | None = None
+    num_gpus: int = 1
+    shares: tuple[float, ...] = ()

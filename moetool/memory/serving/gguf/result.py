@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
 from moetool.memory.serving.gguf.buffers import Buffers
@@ -44,11 +44,11 @@ class GgufEstimate(Tabular):
         type_v: The type of cached values.
         flags: What the figures are for, as llama.cpp's flags.
         gpu: The GPU's name; None for the CPU alone.
-        gpu_memory_bytes: The GPU's whole memory.
+        gpu_memory_bytes: The whole memory of one GPU.
         overhead_bytes: The allowance that was given.
-        on_gpu: The GPU's buffers; None without one.
+        on_gpu: The GPU's buffers, of several those of the fullest; None without one.
         on_host: The host's buffers.
-        gpu_bytes: All of the GPU's buffers together.
+        gpu_bytes: All buffers of that GPU together.
         host_bytes: All of the host's.
         fits: Whether the GPU's buffers and the allowance fit in its memory.
         short_bytes: What they exceed it by; 0 if they fit.
@@ -57,6 +57,8 @@ class GgufEstimate(Tabular):
         host_read_bytes: The same for the host.
         notes: Remarks on the figures.
         has_flash_attention: Whether attention is one operation.
+        num_gpus: GPUs that share the layers.
+        on_gpus: The buffers of each.
     """
 
     model: str
@@ -82,6 +84,8 @@ class GgufEstimate(Tabular):
     host_read_bytes: int | None
     notes: tuple[str, ...]
     has_flash_attention: bool
+    num_gpus: int
+    on_gpus: tuple[Buffers, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object of the JSON report."""
@@ -92,14 +96,17 @@ class GgufEstimate(Tabular):
     def column_types(cls) -> Mapping[str, Any]:
         """Return the columns of the row, in order, each with the type of its values."""
         hints = get_type_hints(cls)
-        nested = ("on_gpu", "on_host", "fitting", "notes", "has_flash_attention")
+        nested = ("on_gpu", "on_host", "fitting", "notes", "on_gpus")
+        last = ("has_flash_attention", "num_gpus")
         parts = {
             f"{place}_{name}_bytes": int | None
             for place in ("gpu", "host")
             for name in get_type_hints(Buffers)
         }
-        kept = {name: kind for name, kind in hints.items() if name not in nested}
-        return {**kept, **parts, "fitting_flags": str | None, "has_flash_attention": bool}
+        names = [each.name for each in fields(cls)]
+        kept = {name: hints[name] for name in names if name not in (*nested, *last)}
+        own = {name: hints[name] for name in last}
+        return {**kept, **parts, "fitting_flags": str | None, **own}
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return one row. Values are plain; unknown ones are None."""

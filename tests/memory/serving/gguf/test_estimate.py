@@ -136,6 +136,27 @@ def test_flash_attention_is_off_where_cuda_has_no_kernel(model: GgufModel, tmp_p
         estimate_gguf("tiny", model, ask(flash_attention=False, type_v="q8_0"))
 
 
+def test_several_gpus_share_the_layers(model: GgufModel) -> None:
+    one, two = estimate_gguf("tiny", model, ask()), estimate_gguf("tiny", model, ask(num_gpus=2))
+    assert len(two.on_gpus) == two.num_gpus == 2
+    assert two.on_gpu in two.on_gpus
+    assert one.on_gpu is not None
+    assert sum(each.weights for each in two.on_gpus) == one.on_gpu.weights
+    assert sum(each.cache or 0 for each in two.on_gpus) == one.on_gpu.cache
+    assert two.gpu_bytes == max(each.total or 0 for each in two.on_gpus)
+    assert any("divided evenly" in note for note in two.notes)
+    assert two.gpu_read_bytes == one.gpu_read_bytes
+
+    # Of 13 parts, the head counted as one, the first GPU has the first ten.
+    split = estimate_gguf("tiny", model, ask(num_gpus=2, shares=(3.0, 1.0)))
+    assert "-ts 3,1" in split.flags
+    caches = [each.cache or 0 for each in split.on_gpus]
+    assert caches[0] == 5 * caches[1]
+    moved = estimate_gguf("tiny", model, ask(num_gpus=2, moves=(("_exps", 1),)))
+    assert "-ot '_exps=CUDA1'" in moved.flags
+    assert moved.on_gpus[1].weights > moved.on_gpus[0].weights
+
+
 def test_gpus_of_other_vendors_are_not_confirmed(model: GgufModel) -> None:
     notes = estimate_gguf("tiny", model, ask(gpu=find_gpu("mi300x"))).notes
     assert any("not confirmed for GPUs of AMD" in note for note in notes)
@@ -150,9 +171,9 @@ def test_every_format_shows_it(path: Path, run_moetool: RunMoetool) -> None:
     assert value["gpu_bytes"] == sum(value["on_gpu"].values())
     assert value["context"] == 1024
     head, row = run_moetool(*arguments, "--format", "csv").stdout.splitlines()
-    assert dict(zip(head.split(","), row.split(","), strict=True))["gpu_bytes"] == str(
-        value["gpu_bytes"]
-    )
+    columns = dict(zip(head.split(","), row.split(","), strict=True))
+    assert columns["gpu_bytes"] == str(value["gpu_bytes"])
+    assert next(iter(columns)) == "model"
 
 
 @pytest.mark.parametrize(
@@ -165,6 +186,11 @@ def test_every_format_shows_it(path: Path, run_moetool: RunMoetool) -> None:
         (("--n-cpu-moe", "3"), "no GPU is named"),
         (("--gpu", "24GiB", "--override-tensor", "exps=TPU"), "not a pattern and a device"),
         (("--gpu", "24GiB", "--override-tensor", "(=CPU"), "not a pattern and a device"),
+        (("--gpu", "2x9GiB", "--override-tensor", "a=CUDA2"), "not a pattern and a device"),
+        (("--gpu", "2x9GiB", "--tensor-split", "3"), "'3' is not a part for each of 2 GPUs."),
+        (("--gpu", "9GiB", "--tensor-split", "3,x"), "'3,x' is not a part for each of 1 GPU."),
+        (("--gpu", "17x9GiB"), "llama.cpp uses 16 GPUs at most, and 17 are named."),
+        (("--flash-attn", "maybe"), "'maybe' is not a mode of flash attention."),
     ],
 )
 def test_options_without_meaning_are_refused(

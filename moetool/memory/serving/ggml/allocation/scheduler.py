@@ -20,7 +20,10 @@ from moetool.memory.serving.ggml.allocation.cuda import (
 from moetool.memory.serving.ggml.graph import Graph
 from moetool.memory.serving.ggml.tensors import KIND_BYTES, Tensor
 
-GPU, HOST = 0, 1
+# GPUs are counted from 0; the host is the last of a list of devices.
+GPU, HOST = 0, -1
+# Copies of inputs of several GPUs, which work on as many micro-batches (`GGML_SCHED_MAX_COPIES`).
+_NUM_COPIES = 4
 _VIEWS = ("view", "reshape", "permute")
 # Sources whose weights are too small to decide where these run.
 _UNDECIDED = ("rope", "flash_attn")
@@ -43,6 +46,7 @@ class Devices:
         cache_types: What keys and values are stored in, for copies of caches.
         repacked: Weights that the host has in another order, whose products it keeps.
         capability: The compute capability of a GPU with CUDA; None for another device.
+        is_pipeline: Whether several GPUs work on several micro-batches at once.
         has_attention: Whether the GPU has a kernel of flash attention for the model; else it runs on
             the host.
     """
@@ -55,6 +59,7 @@ class Devices:
     cache_types: Mapping[str, TensorType] = field(default_factory=dict)
     repacked: frozenset[str] = frozenset()
     capability: Capability | None = None
+    is_pipeline: bool = False
     has_attention: bool = True
 
 
@@ -149,6 +154,8 @@ class _Scheduler:
         """Return the tensors in the order of allocation, with copies between devices."""
         found, scheduled = self._found, ScheduledGraph()
         copies: dict[tuple[Tensor, int], Tensor] = {}
+        is_pipeline = self._devices.is_pipeline
+        kept = self._keep_inputs() if is_pipeline else []
         pending: list[tuple[Tensor, int]] = []
         num_inputs = 0
         nodes = self._graph.nodes
@@ -180,6 +187,10 @@ class _Scheduler:
                 copy = copies.get((source, device))
                 if copy is None:
                     copy = copies[source, device] = self._copy(source)
+                    if is_pipeline:
+                        copy.is_input = copy.is_output = True
+                        others = [self._copy(source) for _ in range(_NUM_COPIES - 1)]
+                        kept += [(each, device) for each in (copy, *others)]
                     # It takes no memory, and keeps its source until the copy is made.
                     waiting = Tensor(source.kind, source.shape, source.strides, is_external=True)
                     waiting.sources = (source,)
@@ -190,14 +201,14 @@ class _Scheduler:
             pending.append((node, device))
         scheduled.nodes += inputs
         flush()
-        scheduled.leafs = [(leaf, found.get(leaf, HOST)) for leaf in self._graph.leafs]
+        scheduled.leafs = kept + [(leaf, found.get(leaf, HOST)) for leaf in self._graph.leafs]
         return scheduled
 
     def _fuse(self, part: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int]]:
         """Return the nodes of a part, with what CUDA adds if they run on a GPU."""
         capability = self._devices.capability
         device = next((d for node, d in part if node.operation not in _VIEWS), HOST)
-        if capability is None or device != GPU:
+        if capability is None or device == HOST:
             return part
         types = self._devices.cache_types
         for node, _ in part:
@@ -205,7 +216,17 @@ class _Scheduler:
                 node.packed_bytes = count_attention_bytes(
                     node, capability, type_k=types["k"].name, type_v=types["v"].name
                 )
-        return [(node, GPU) for node in keep_for_fusion([node for node, _ in part], self._uses)]
+        return [(node, device) for node in keep_for_fusion([node for node, _ in part], self._uses)]
+
+    def _keep_inputs(self) -> list[tuple[Tensor, int]]:
+        """Return the graph's inputs with their copies, which are kept until the end."""
+        kept = []
+        for leaf in self._graph.leafs:
+            if leaf.is_input:
+                leaf.is_output = True
+                others = [self._copy(leaf) for _ in range(_NUM_COPIES - 1)]
+                kept += [(each, HOST) for each in (leaf, *others)]
+        return kept
 
     def _copy(self, source: Tensor) -> Tensor:
         size = self._devices.weight_bytes.get(source.weight) if source.weight else None
