@@ -117,6 +117,18 @@ def all_equal(values: torch.Tensor, dim: int) -> bool:
     return bool((values == values.narrow(dim, 0, 1)).all())
 
 
+def has_one_number(value: torch.Tensor, shape: torch.Size) -> bool:
+    """Return whether a factor of rows has the same number all along each row.
+
+    Args:
+        value: The factor.
+        shape: Of the rows. # (..., width)
+    """
+    if not value.dim() or shape[-1] == 1:
+        return False
+    return value.shape[-1] == 1 or (value.shape[-1] == shape[-1] and all_equal(value, -1))
+
+
 def union(labels: Iterable[Label]) -> frozenset[int]:
     """Return the roots of several labels."""
     return frozenset().union(*(label.roots for label in labels))

@@ -17,6 +17,7 @@ from moetool.tracing.recording.watch.operations.labels import (
     Label,
     all_equal,
     combine_experts,
+    has_one_number,
     is_move,
     keeps_order,
     move,
@@ -31,6 +32,7 @@ from moetool.tracing.recording.watch.operations.products import (
     ProductLayout,
     lay_out,
 )
+from moetool.tracing.recording.watch.weighted_rows import WeightedRows, WeightTrail
 
 _MULTIPLICATIONS = ("mul", "div")
 # A factor of a row is still one after these; after any other operation it is not.
@@ -48,6 +50,7 @@ class _Meeting(NamedTuple):
     rows: torch.Tensor
     label: Label
     layout: ProductLayout
+    weighted: WeightedRows | None
 
 
 class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -61,6 +64,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         labels: Parameters, and the expert of each of their numbers.
         hidden: The hidden states that the block runs on.
+        trail: Follows the weights that they are multiplied by before they go into experts.
         lengths: Numbers of tokens that experts could choose from: those of the call, of a sequence.
         scaled: Numbers of the products whose output is multiplied by -2.
         keeps_outputs: Whether to keep copies of the products' outputs.
@@ -71,6 +75,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         labels: Iterable[tuple[torch.Tensor, torch.Tensor]],
         hidden: torch.Tensor,
         *,
+        trail: WeightTrail,
         lengths: Collection[int],
         scaled: Collection[int] = (),
         keeps_outputs: bool = False,
@@ -79,6 +84,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
         self.outputs: list[torch.Tensor] = []
         self.chooses_tokens = False
+        self._trail = trail
         self._lengths = frozenset(lengths)
         self._scaled = frozenset(scaled)
         self._keeps_outputs = keeps_outputs
@@ -111,7 +117,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if labelled and any(value.is_floating_point() for value in derived):
             return self._meet(operation, args, kwargs, sources)
         self._note_choice(operation, args, kwargs, is_derived=bool(derived))
-        result = operation(*args, **kwargs)
+        result = self._trail.run(operation, args, kwargs, lambda: operation(*args, **kwargs))
         self._kept.append((args, kwargs, result))
         if labelled:
             self._move_labels(operation, args, kwargs, result, labelled)
@@ -252,10 +258,17 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         layout = lay_out(operation, args, weight, label)
         if layout is None:
             raise NotObservedError("one sum runs over the weights of several experts")
-        return _Meeting(rows, label, layout)
+        weighted = self._trail.find(rows)
+        if weighted is not None:
+            of_both = (
+                lay_out(operation, [part if v is rows else v for v in args], weight, label)
+                for part in weighted
+            )
+            weighted = WeightedRows(*(part.rows for part in of_both if part is not None))
+        return _Meeting(rows, label, layout, weighted)
 
     def _make_product(self, operation: Any, meeting: _Meeting, shape: torch.Size) -> Product:
-        rows, label, layout = meeting
+        rows, label, layout, weighted = meeting
         factors = next(self._find_factors(rows), None)
         of_rows = None
         if factors is not None:
@@ -271,6 +284,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             roots=label.roots,
             edge=_find_edge(rows),
             rows=layout.rows.detach(),
+            weighted=weighted,
             experts=layout.experts,
             to_rows=layout.to_rows,
             incoming=layout.incoming,
@@ -317,7 +331,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for value in given:
             factors = own.get(id(value))
             if factors is None and name != "add" and self._is_from_elsewhere(value):
-                is_factor = name in _MULTIPLICATIONS and _has_one_number(value, result.shape)
+                is_factor = name in _MULTIPLICATIONS and has_one_number(value, result.shape)
                 factors = value.detach() if is_factor else _UNKNOWN.to(value.device)
                 factors = factors.reciprocal() if name == "div" else factors
             if factors is not None:
@@ -330,13 +344,6 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return whether a tensor is made of hidden states, but not by an expert."""
         sources = self._sources.get(storage_of(value))
         return sources is not None and not sources and value.is_floating_point()
-
-
-def _has_one_number(value: torch.Tensor, shape: torch.Size) -> bool:
-    """Return whether a factor of rows has the same number all along each row."""
-    if not value.dim() or shape[-1] == 1:
-        return False
-    return value.shape[-1] == 1 or (value.shape[-1] == shape[-1] and all_equal(value, -1))
 
 
 def _find_edge(tensor: torch.Tensor) -> GradientEdge | None:

@@ -11,6 +11,7 @@ in what the experts return, and the run must give the output of the call.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ from moetool.tracing.recording.watch.operations.run import (
 )
 from moetool.tracing.recording.watch.routers import find_scores
 from moetool.tracing.recording.watch.separate.random_states import list_devices, read_states
+from moetool.tracing.recording.watch.weighted_rows import WEIGHTED_TWICE
 
 # Roundings by which the output of a second run may differ from the call's.
 _ROUNDINGS = 64
@@ -93,14 +95,22 @@ class OperationsWatch:
             labels = list(label_parameters(experts, num_experts=self._layer.num_experts))
             try:
                 is_first = not self._is_sum_checked
-                run = run_observed(block, call, args, kwargs, labels=labels, keeps_outputs=is_first)
+                observe = functools.partial(
+                    run_observed,
+                    block,
+                    call,
+                    args,
+                    kwargs,
+                    labels=labels,
+                    num_experts=self._layer.num_experts,
+                )
+                run = observe(keeps_outputs=is_first)
                 self._check_output(run, output)
                 finals = read_finals(run)
                 decision = self._read(run, finals)
                 if is_first:
                     numbers = [product.number for product in run.finals]
-                    scaled = run_observed(block, call, args, kwargs, labels=labels, scaled=numbers)
-                    self._check_sum(run, finals or [], scaled)
+                    self._check_sum(run, finals or [], observe(scaled=numbers))
             except (NotObservedError, ValueError) as error:
                 raise self._unreadable(str(error)) from error
             except UntraceableError:
@@ -128,7 +138,9 @@ class OperationsWatch:
 
     def _read(self, run: ObservedRun, finals: Sequence[Final] | None) -> Decision:
         num_experts = self._layer.num_experts
-        received = find_received(run, num_experts=num_experts)
+        # Rows that weights multiplied are known by their values alone.
+        is_weighted = any(product.weighted is not None for product in run.firsts)
+        received = None if is_weighted else find_received(run, num_experts=num_experts)
         if finals is None:
             if received is None and is_mixture(run):
                 raise self._unreadable(
@@ -143,11 +155,15 @@ class OperationsWatch:
             matched = match_received(run, weights)
             if matched is None and (received is None or not bool(received.any())):
                 raise self._unreadable("its experts receive other rows than its hidden states")
-            if matched is None or not _covers(matched, weights):
+            if matched is None or not _covers(matched.tokens, weights):
                 raise self._unreadable(
                     "its tokens get outputs of experts that did not receive them"
                 )
-            received = matched
+            received = matched.tokens
+            if is_weighted:
+                if bool(((weights != 0) & (weights != 1)).any()):
+                    raise self._unreadable(WEIGHTED_TWICE)
+                weights = weights * matched.weights
         ids, chosen = choose(weights, received)
         is_choice_of_experts = run.observer.chooses_tokens and num_experts not in run.lengths
         self.routing = (
