@@ -11,6 +11,7 @@ from torch import nn
 
 from moetool.anatomy.routing.proposed.expert_groups import ExpertGroup, find_expert_groups
 from moetool.anatomy.routing.proposed.expert_modules import ExpertModules, find_expert_modules
+from moetool.anatomy.routing.proposed.expert_updates import find_expert_updates
 from moetool.anatomy.routing.routing_signs import RoutingSign, describe_signs, find_routing_signs
 from moetool.anatomy.routing.rules import (
     RoutingRule,
@@ -148,7 +149,9 @@ def _add_proposed(model: nn.Module, experts: FoundExperts) -> FoundExperts:
     if experts.are_all_read:
         return experts
     closed = {layer.block_path for layer in experts.layers}
-    groups = list(find_expert_groups(model, closed=closed))
+    updates = list(find_expert_updates(model, closed=closed))
+    closed |= {group.block_path for group in updates}
+    groups = [*updates, *find_expert_groups(model, closed=closed)]
     inside = tuple(join_path(group.block_path, "") for group in groups)
     lists = [
         found

@@ -121,7 +121,7 @@ def _walk(model: nn.Module, *, closed: Collection[str]) -> Iterator[tuple[str, s
     while waiting:
         path, shown, module = waiting.popleft()
         yield path, shown, module
-        for key, hidden in _list_hidden_modules(module):
+        for key, hidden in iter_hidden_modules(module):
             for inner_path, inner in hidden.named_modules():
                 if id(inner) not in seen:
                     seen.add(id(inner))
@@ -174,22 +174,24 @@ def _find_in_code(module: nn.Module, *, foreign: bool) -> Iterator[str]:
             yield f"the forward of {run.name} calls {', '.join(calls)}"
 
 
-def _list_hidden_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that a module keeps where torch does not look for children.
+def iter_hidden_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that a module keeps where torch does not look for children, by name.
 
     Adapters are kept there, and the owner of a forward that replaces the module's own.
     """
     for key, value in vars(module).items():
         if key.startswith("_"):
             continue
-        held: Iterable[object] = value.values() if isinstance(value, dict) else value
+        items: Iterable[tuple[object, object]] = ()
         if key == "forward":
-            held = (getattr(value, "__self__", None),)
-        elif not isinstance(value, dict | list | tuple | set):
-            continue
-        for item in held:
+            items = (("", getattr(value, "__self__", None)),)
+        elif isinstance(value, dict):
+            items = value.items()
+        elif isinstance(value, list | tuple | set):
+            items = enumerate(value)
+        for name, item in items:
             if isinstance(item, nn.Module):
-                yield key, item
+                yield f"{key}.{name}".rstrip("."), item
 
 
 def _find_stacks(module: nn.Module) -> Iterator[str]:

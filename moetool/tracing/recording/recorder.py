@@ -227,6 +227,10 @@ class RoutingRecorder:
         watch = self._watches.get(layer.experts_path)
         return watch.routing if isinstance(watch, OperationsWatch) else None
 
+    def weighs_input(self, layer: MoeLayer) -> bool:
+        """Return whether a layer's weights multiply what its experts receive, once it was called."""
+        return bool(getattr(self._watches.get(layer.experts_path), "weighs_input", False))
+
     def to_frame(self) -> pd.DataFrame:
         """Return the calls recorded and not yet taken, one row per assignment.
 

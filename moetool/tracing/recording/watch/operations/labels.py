@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from moetool.anatomy.routing.proposed.expert_groups import list_flat_stacks
+from moetool.anatomy.routing.proposed.expert_updates import list_updates
 
 # These keep the numbers of a tensor in their order.
 _SAME_ORDER = frozenset(
@@ -44,7 +45,8 @@ def label_parameters(
     """Yield the parameters of the experts in a module, and the experts that they belong to.
 
     Args:
-        experts: A list of experts, or a module with parameters that stack a matrix for each expert.
+        experts: A list of experts, a module with parameters that stack a matrix for each expert, or a
+            block whose experts are updates.
         num_experts: Number of experts.
     """
     if isinstance(experts, nn.ModuleList | nn.ModuleDict):
@@ -53,6 +55,9 @@ def label_parameters(
                 number = torch.tensor(expert, device=parameter.device)
                 yield parameter, number.expand(parameter.shape)
         return
+    for expert, update in enumerate(list_updates(experts)):
+        for parameter in update:
+            yield parameter, torch.tensor(expert, device=parameter.device).expand(parameter.shape)
     stacked = [p for p in experts.parameters() if p.dim() >= 3]
     # Adapters may have put a value into the place of a parameter before the block runs.
     replaced = [getattr(experts, name) for name in getattr(experts, "parametrizations", ())]

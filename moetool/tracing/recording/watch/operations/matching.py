@@ -48,9 +48,7 @@ def match_received(run: ObservedRun, weights: torch.Tensor) -> Matched | None:
     return None
 
 
-def _match(
-    product: Product, states: torch.Tensor, weights: torch.Tensor, matched: Matched
-) -> bool:
+def _match(product: Product, states: torch.Tensor, weights: torch.Tensor, matched: Matched) -> bool:
     """Note which tokens the rows of a product belong to; return whether all do.
 
     Args:
@@ -62,7 +60,7 @@ def _match(
         return False
     rows, factors = product.rows, torch.ones_like(product.rows)
     if product.weighted is not None:
-        rows, factors = product.weighted
+        rows, factors, _ = product.weighted
         if not is_product(product.weighted, product.rows):
             return False
     experts = product.incoming[:, 0]  # (num_incoming,)

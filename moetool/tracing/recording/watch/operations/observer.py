@@ -6,18 +6,18 @@ einsum, bmm, index or a grouped product.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moetool.tracing.recording.watch.operations.factors import FactorTrail
 from moetool.tracing.recording.watch.operations.labels import (
     Label,
     all_equal,
     combine_experts,
-    has_one_number,
     is_move,
     keeps_order,
     move,
@@ -32,12 +32,8 @@ from moetool.tracing.recording.watch.operations.products import (
     ProductLayout,
     lay_out,
 )
+from moetool.tracing.recording.watch.operations.shared_layers import label_shared
 from moetool.tracing.recording.watch.weighted_rows import WeightedRows, WeightTrail
-
-_MULTIPLICATIONS = ("mul", "div")
-# A factor of a row is still one after these; after any other operation it is not.
-_KEEPS_FACTORS = frozenset({"_to_copy", "mul", "div"})
-_UNKNOWN = torch.tensor(torch.nan)
 
 
 class NotObservedError(Exception):
@@ -67,7 +63,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         trail: Follows the weights that they are multiplied by before they go into experts.
         lengths: Numbers of tokens that experts could choose from: those of the call, of a sequence.
         scaled: Numbers of the products whose output is multiplied by -2.
+        pinned: By number, outputs that products return instead of theirs.
         keeps_outputs: Whether to keep copies of the products' outputs.
+        shares_layers: Whether products of weights that are not an expert's may be parts of one.
     """
 
     def __init__(
@@ -78,7 +76,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         trail: WeightTrail,
         lengths: Collection[int],
         scaled: Collection[int] = (),
+        pinned: Mapping[int, torch.Tensor] | None = None,
         keeps_outputs: bool = False,
+        shares_layers: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
@@ -87,16 +87,16 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._trail = trail
         self._lengths = frozenset(lengths)
         self._scaled = frozenset(scaled)
+        self._pinned = pinned or {}
         self._keeps_outputs = keeps_outputs
+        self._shares_layers = shares_layers
         self._labels = {
             id(parameter): Label(experts, frozenset((number,)))
             for number, (parameter, experts) in enumerate(labels)
         }
         # By storage: the products that a tensor made from the hidden states is made of.
         self._sources: dict[int, frozenset[int]] = {storage_of(hidden): frozenset()}
-        # Numbers that a tensor's own were multiplied by on their way from an expert's first product.
-        self._factors: dict[int, torch.Tensor] = {}
-        self._weighed: set[int] = set()
+        self._factors = FactorTrail(self._is_from_elsewhere)
         # Tensors whose identities are in use.
         self._kept: list[Any] = [hidden]
         # Of each product, its output, and what a wider dtype made of it.
@@ -113,6 +113,12 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         labelled = [value for value in given if id(value) in self._labels]
         derived = [value for value in given if storage_of(value) in self._sources]
         sources = frozenset().union(*(self._sources[storage_of(value)] for value in derived))
+        if not labelled and sources and self._shares_layers:
+            shared = label_shared(
+                operation, args, sources_of=self._sources_of, products=self.products
+            )
+            if shared is not None and not any(True for v in derived for _ in self._factors.find(v)):
+                return self._meet_shared(*shared, operation, args, kwargs, sources)
         # Ids and masks choose weights, but are not rows that meet them.
         if labelled and any(value.is_floating_point() for value in derived):
             return self._meet(operation, args, kwargs, sources)
@@ -124,7 +130,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif derived:
             self._derive(result, given, operation, sources)
             if sources:
-                self._follow_factors(operation, args, kwargs, result, given)
+                self._factors.follow(operation, args, kwargs, result, given)
                 self._follow_output(operation, args, result)
         return result
 
@@ -221,6 +227,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 product = self._make_product(operation, layout, result.shape)
                 if number in self._scaled:
                     result = -2 * result
+                result = self._pinned.get(number, result)
                 self.products.append(product)
                 if self._keeps_outputs:
                     # A block may weight them in place.
@@ -232,8 +239,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._sources[storage_of(result)] = frozenset((number,))
                 if product.factors is not None:
                     # Of no use to a later product of the same expert: weights come once.
-                    self._factors[id(result)] = _UNKNOWN.to(result.device).expand(result.shape)
-                    self._weighed.add(storage_of(result))
+                    self._factors.forget(result)
                 return result
         elif torch.Tag.pointwise not in operation.tags and not is_move(operation):
             raise NotObservedError(f"its experts' weights go into {name}, which is not understood")
@@ -241,8 +247,24 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._kept.append((args, kwargs, result))
         self._derive(result, given, operation, sources)
         if sources:
-            self._follow_factors(operation, args, kwargs, result, given)
+            self._factors.follow(operation, args, kwargs, result, given)
         return result
+
+    def _meet_shared(
+        self,
+        weight: torch.Tensor,
+        label: Label,
+        operation: Any,
+        args: Any,
+        kwargs: Any,
+        sources: frozenset[int],
+    ) -> Any:
+        """Run an operation of a shared layer as if its weights were one expert's."""
+        self._labels[id(weight)] = label
+        try:
+            return self._meet(operation, args, kwargs, sources)
+        finally:
+            del self._labels[id(weight)]
 
     def _lay_out(self, operation: Any, args: Any) -> _Meeting | None:
         """Return where rows and weights meet; None if only a bias is an expert's."""
@@ -269,7 +291,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _make_product(self, operation: Any, meeting: _Meeting, shape: torch.Size) -> Product:
         rows, label, layout, weighted = meeting
-        factors = next(self._find_factors(rows), None)
+        factors = next(self._factors.find(rows), None)
         of_rows = None
         if factors is not None:
             of_rows = layout.read_factors(factors)
@@ -294,56 +316,17 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             factors=of_rows,
         )
 
-    def _follow_factors(
-        self, operation: Any, args: Any, kwargs: Any, result: Any, given: list[torch.Tensor]
-    ) -> None:
-        """Follow what rows are multiplied by between the products of an expert."""
-        own = {id(value): factors for value in given for factors in self._find_factors(value)}
-        if is_move(operation):
-            moved = move(operation, args, kwargs, result, own) if own else ()
-            found = [_UNKNOWN] * len(tensors_in(result)) if moved is None else tensors_in(moved)
-        elif torch.Tag.pointwise in operation.tags and isinstance(result, torch.Tensor):
-            factors = self._multiply(operation, given, result, own)
-            found = [] if factors is None else [factors]
-        else:
-            is_weighed = own or any(map(self._is_from_elsewhere, given))
-            found = [_UNKNOWN] * len(tensors_in(result)) if is_weighed else []
-        for value, factors in zip(tensors_in(result) if found else (), found, strict=True):
-            self._factors[id(value)] = factors.to(value.device).expand(value.shape)
-            self._weighed.add(storage_of(value))
-
-    def _find_factors(self, value: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the factors of a tensor if it has any: unknown ones if it was changed in place."""
-        if id(value) in self._factors:
-            yield self._factors[id(value)]
-        elif storage_of(value) in self._weighed:
-            yield _UNKNOWN.to(value.device).expand(value.shape)
-
-    def _multiply(
-        self,
-        operation: Any,
-        given: list[torch.Tensor],
-        result: torch.Tensor,
-        own: Mapping[int, torch.Tensor],
-    ) -> torch.Tensor | None:
-        """Return the factors of the result of an operation on single numbers."""
-        name, found = name_of(operation), None
-        for value in given:
-            factors = own.get(id(value))
-            if factors is None and name != "add" and self._is_from_elsewhere(value):
-                is_factor = name in _MULTIPLICATIONS and has_one_number(value, result.shape)
-                factors = value.detach() if is_factor else _UNKNOWN.to(value.device)
-                factors = factors.reciprocal() if name == "div" else factors
-            if factors is not None:
-                found = factors if found is None else found * factors
-        if found is None or name in _KEEPS_FACTORS:
-            return found
-        return _UNKNOWN
-
     def _is_from_elsewhere(self, value: torch.Tensor) -> bool:
-        """Return whether a tensor is made of hidden states, but not by an expert."""
-        sources = self._sources.get(storage_of(value))
-        return sources is not None and not sources and value.is_floating_point()
+        """Return whether a tensor is made of hidden states, but not by an expert.
+
+        Where experts share layers, these make more of hidden states than scores.
+        """
+        if not value.is_floating_point() or self._sources_of(value) != frozenset():
+            return False
+        return not self._shares_layers or self._trail.is_scores(value)
+
+    def _sources_of(self, value: torch.Tensor) -> frozenset[int] | None:
+        return self._sources.get(storage_of(value))
 
 
 def _find_edge(tensor: torch.Tensor) -> GradientEdge | None:

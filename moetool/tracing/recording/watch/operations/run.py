@@ -96,7 +96,9 @@ def run_observed(
     labels: Labels,
     num_experts: int,
     scaled: Collection[int] = (),
+    pinned: Mapping[int, torch.Tensor] | None = None,
     keeps_outputs: bool = False,
+    shares_layers: bool = False,
 ) -> ObservedRun:
     """Run a block again on the arguments of its call, with the same random numbers.
 
@@ -107,7 +109,9 @@ def run_observed(
         labels: Parameters of experts, and the expert of each of their numbers.
         num_experts: Number of experts.
         scaled: Numbers of the products whose output is multiplied by -2.
+        pinned: By number, outputs that products return instead of theirs.
         keeps_outputs: Whether to keep copies of the products' outputs.
+        shares_layers: Whether experts are updates of layers that they share.
 
     Raises:
         NotObservedError: An operation on the weights of experts is not understood.
@@ -147,7 +151,9 @@ def run_observed(
             trail=trail,
             lengths=lengths,
             scaled=scaled,
+            pinned=pinned,
             keeps_outputs=keeps_outputs,
+            shares_layers=shares_layers,
         )
         with observer:
             output = block.forward(

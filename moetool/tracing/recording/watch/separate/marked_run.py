@@ -100,14 +100,19 @@ class MarkedRun:
         }
         trail = None if capture is None else capture.trail
         if trail is not None:
-            trail.add_scores(
-                value for value in iter_tensors([args, kwargs]) if value is not again
-            )
+            trail.add_scores(value for value in iter_tensors([args, kwargs]) if value is not again)
         with ExitStack() as stack:
             for index, members in enumerate(block.experts):
                 for part in members:
                     forward = self._stand_in_for(
-                        part, index, seen, again, mark=mark, on_rows=on_rows, order=order, trail=trail
+                        part,
+                        index,
+                        seen,
+                        again,
+                        mark=mark,
+                        on_rows=on_rows,
+                        order=order,
+                        trail=trail,
                     )
                     stack.enter_context(replaced(part, _unseen(forward, capture)))
             for module in block.passed:

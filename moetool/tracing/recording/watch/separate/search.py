@@ -48,6 +48,9 @@ _SUM_TOLERANCE = 32
 class SumSearch:
     """Reads the decision of one call of a block.
 
+    Attributes:
+        weighs_input: Whether the weights multiply what experts receive; known after `decide`.
+
     Args:
         block: Named in errors.
         call: Its call as hooks saw it.
@@ -58,6 +61,7 @@ class SumSearch:
     def __init__(
         self, block: Block, call: BlockCall, again: MarkedRun, *, sizes: list[int]
     ) -> None:
+        self.weighs_input = False
         self._block = block
         self._call = call
         self._again = again
@@ -215,6 +219,7 @@ class SumSearch:
         chosen = is_chosen | find_weightless(block, is_chosen, numbers, inputs, own)
         if factors:
             weights = self._weigh_inputs(weights, numbers, factors)
+            self.weighs_input = True
             chosen &= ~chosen.all(dim=0) | (weights != 0)
         return _rank(weights, chosen)
 
