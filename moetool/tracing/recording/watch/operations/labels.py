@@ -154,3 +154,9 @@ def storage_of(tensor: torch.Tensor) -> int:
     """Return a number that tensors share which share their memory, as long as one is kept."""
     key: int = tensor.untyped_storage()._cdata
     return key
+
+
+def sides_of(result: torch.Tensor, side: int) -> tuple[int, int]:
+    """Return the numbers of rows and columns of a product, for its transpose if asked for."""
+    height, width = result.shape[-2:]
+    return (width, height) if side == 0 else (height, width)

@@ -22,10 +22,12 @@ from moetool.tracing.recording.watch.operations.labels import (
     keeps_order,
     move,
     name_of,
+    sides_of,
     storage_of,
     tensors_in,
     union,
 )
+from moetool.tracing.recording.watch.operations.opaque import find_origins, is_opaque
 from moetool.tracing.recording.watch.operations.products import (
     FACTORS,
     Product,
@@ -94,6 +96,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             id(parameter): Label(experts, frozenset((number,)))
             for number, (parameter, experts) in enumerate(labels)
         }
+        self._start = hidden.grad_fn
         # By storage: the products that a tensor made from the hidden states is made of.
         self._sources: dict[int, frozenset[int]] = {storage_of(hidden): frozenset()}
         self._factors = FactorTrail(self._is_from_elsewhere)
@@ -110,6 +113,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         self._read_edges()
         given = tensors_in(args, kwargs)
+        self._note_opaque(given)
         labelled = [value for value in given if id(value) in self._labels]
         derived = [value for value in given if storage_of(value) in self._sources]
         sources = frozenset().union(*(self._sources[storage_of(value)] for value in derived))
@@ -147,6 +151,18 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         while self._unread:
             number, output = self._unread.pop()
             self._edges[number].append(_find_edge(output))
+
+    def _note_opaque(self, given: Iterable[torch.Tensor]) -> None:
+        """Note what tensors are made of that come from operations which were not seen."""
+        for value in given:
+            if not is_opaque(value) or storage_of(value) in self._sources:
+                continue
+            origins = find_origins(value, self._start, self._edges)
+            if origins is not None:
+                self._sources[storage_of(value)] = origins
+                self._kept.append(value)
+                if origins:
+                    self._factors.forget(value)
 
     def _follow_output(self, operation: Any, args: Any, result: Any) -> None:
         """Note the first wider dtype of a product's output: its gradients have more digits."""
@@ -204,7 +220,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             across = label.experts.mT if side == 0 else label.experts  # (…, inner, width)
             if all_equal(across, -2):
-                experts = across[..., :1, :].expand(*across.shape[:-2], *_sides(result, side))
+                experts = across[..., :1, :].expand(*across.shape[:-2], *sides_of(result, side))
                 experts = experts.mT if side == 0 else experts
                 self._labels[id(result)] = Label(experts, label.roots)
                 return
@@ -331,9 +347,3 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _find_edge(tensor: torch.Tensor) -> GradientEdge | None:
     return None if tensor.grad_fn is None else get_gradient_edge(tensor)
-
-
-def _sides(result: torch.Tensor, side: int) -> tuple[int, int]:
-    """Return the numbers of rows and columns of a product, for its transpose if asked for."""
-    height, width = result.shape[-2:]
-    return (width, height) if side == 0 else (height, width)
