@@ -323,8 +323,10 @@ def _find_other_experts(
     known = list(known)
     is_block = any(not layer.block_path for layer in known)
     blocks = {layer.block_path for layer in known} - {""}
+    # A wrapper may hold a part of a block under a path of its own.
+    parts = {id(part) for block in blocks for part in model.get_submodule(block).modules()}
     for path, module in walk_modules(model, closed=blocks):
-        if not path or path in blocks or not _holds_experts(path, module):
+        if not path or id(module) in parts or not _holds_experts(path, module):
             continue
         # If the model itself is a block, its children may be routers.
         if is_block and "." not in path and not _has_many_matrices(module):
