@@ -41,7 +41,7 @@ def find_expert_updates(model: nn.Module, *, closed: Collection[str]) -> Iterato
 def list_updates(block: nn.Module) -> list[list[nn.Parameter]]:
     """Return the parameters of each expert of a block that is an update; none if there are no such.
 
-    Experts that are called as modules are not among them: these contain all that they compute.
+    Experts that are modules in one list are not among them if these may be all that an expert is.
     """
     owner = find_owner(block)
     for num_experts, places in _group_by_size(owner).items():
@@ -52,15 +52,15 @@ def list_updates(block: nn.Module) -> list[list[nn.Parameter]]:
             for parameter in block.parameters()
             if parameter.dim() == 2 and id(parameter) not in taken
         }
-        paired = [
+        are_updates = bool(matrices) and all(
             any(_is_update(one[0], other[0], shapes) for other in matrices) for one in matrices
-        ]
-        if (
-            paired
-            and all(paired)
-            and not _are_modules(owner, places)
-            and _has_router(owner, num_experts, taken)
-        ):
+        )
+        widths = _find_widths(owner, num_experts, taken)
+        # Modules in one list whose outputs may be added up as they are are experts of their own.
+        prefixes = {prefix.rstrip("._") for prefix, _ in places}
+        is_list = len(prefixes) == 1 and prefixes <= owner._modules.keys()
+        adds_up = any(_find_height(o[0], p[0]) in widths for o in matrices for p in matrices)
+        if are_updates and widths and not (is_list and adds_up):
             return [
                 [numbers[expert] for numbers in places.values()] for expert in range(num_experts)
             ]
@@ -112,19 +112,19 @@ def _is_update(one: nn.Parameter, other: nn.Parameter, shapes: Collection[tuple[
     return False
 
 
-def _are_modules(owner: nn.Module, places: Collection[_Place]) -> bool:
-    """Return whether each expert is one module of a list."""
-    prefixes = {prefix for prefix, _ in places}
-    if len(prefixes) > 1:
-        return False
-    name = prefixes.pop().rstrip("._")
-    return name in dict(owner.named_children())
+def _find_height(first: nn.Parameter, last: nn.Parameter) -> int | None:
+    """Return the width of what two linear layers return one after the other; None if they don't."""
+    rank = first.shape[0]
+    is_low = rank == last.shape[1] < min(first.shape[1], last.shape[0])
+    return last.shape[0] if is_low else None
 
 
-def _has_router(owner: nn.Module, num_experts: int, taken: Collection[int]) -> bool:
-    """Return whether a tensor of the owner, a parameter or not, scores that many experts."""
-    tensors = [*owner.parameters(), *vars(owner).values()]
-    return any(
-        getattr(tensor, "ndim", 0) == 2 and num_experts in tensor.shape and id(tensor) not in taken
-        for tensor in tensors
-    )
+def _find_widths(owner: nn.Module, num_experts: int, taken: Collection[int]) -> set[int]:
+    """Return the widths of what is routed by tensors that score experts, parameters or not."""
+    return {
+        width
+        for tensor in (*owner.parameters(), *vars(owner).values())
+        if getattr(tensor, "ndim", 0) == 2 and id(tensor) not in taken
+        for size, width in (tensor.shape, tensor.shape[::-1])
+        if size == num_experts
+    }
