@@ -46,6 +46,14 @@ def test_dropout_that_no_eval_reaches_is_no_part_of_the_weights() -> None:
         assert_is(recorded, layer.table(states().reshape(-1, WIDTH)))
 
 
+@pytest.mark.parametrize("what", EXACT)
+def test_a_token_alone_leaves_experts_without_rows(what: str) -> None:
+    layer, hidden = make(EXACT[what]), states(1, 1)
+    (recorded,) = record(layer, hidden)
+    with torch.no_grad():
+        assert_is(recorded, layer.table(hidden.reshape(-1, WIDTH)))
+
+
 @pytest.mark.parametrize("what", REFUSED)
 def test_updates_that_are_not_all_of_an_expert_are_refused(what: str) -> None:
     kind, reason = REFUSED[what]

@@ -91,6 +91,8 @@ def add_up(run: ObservedRun, finals: Sequence[Final]) -> torch.Tensor:
     total = torch.zeros_like(run.output, dtype=torch.float64, requires_grad=False)
     for product, tokens, weights in finals:
         is_used = tokens >= 0
+        if not bool(is_used.any()):
+            continue
         rows = product.to_rows(run.observer.outputs[product.number]).double()
         terms = rows[is_used] * weights[is_used, None].double() / product.num_summands
         total.index_add_(0, tokens[is_used], terms)

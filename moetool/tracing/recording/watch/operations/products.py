@@ -106,7 +106,7 @@ def lay_out(operation: Any, args: Any, weight: int, label: Label) -> ProductLayo
         return values if values.dim() == 3 else values[None]
 
     def back(incoming: torch.Tensor) -> torch.Tensor:
-        values = incoming.view(num_batches, num_rows, -1)
+        values = incoming.view(num_batches, num_rows, incoming.shape[1])
         values = values if args[positions[0]].dim() == 3 else values[0]
         return values.mT if weight == 0 else values
 
