@@ -157,7 +157,8 @@ class RoutingRecorder:
         ends: list[tuple[nn.Module, Any]] = []
         for scope in self.recorded.scopes:
             self._scope_paths.update(dict.fromkeys(scope.layers, scope.path))
-            chance = ChanceWatch(self.model, () if self._allow_chance else scope.layers)
+            watched = () if self._allow_chance else scope.layers
+            chance = ChanceWatch(self.model, watched, runs_again=self._meter is not None)
             self._hooks.on_removal(chance.end)
             module = self.model.get_submodule(scope.path)
             self._hooks.before(module, self._begin_call(scope, chance), with_kwargs=True)
@@ -335,8 +336,9 @@ class RoutingRecorder:
         shipment = self._shipments.pop(path)
         if shipment.calls:
             sent = SentShipment(shipment, self._streams)
-            receipt = self._inbox.receive(sent, is_asynchronous=shipment.is_asynchronous)
-            self._receipts.append(receipt)
+            self._receipts.append(
+                self._inbox.receive(sent, is_asynchronous=shipment.is_asynchronous)
+            )
 
     def _check_none_silent(self, scope: CallScope, shipment: Shipment | None) -> None:
         silent = [
