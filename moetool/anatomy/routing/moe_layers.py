@@ -11,7 +11,6 @@ from torch import nn
 
 from moetool.anatomy.routing.proposed.expert_groups import ExpertGroup, find_expert_groups
 from moetool.anatomy.routing.proposed.expert_modules import ExpertModules, find_expert_modules
-from moetool.anatomy.routing.proposed.expert_updates import find_expert_updates
 from moetool.anatomy.routing.routing_signs import RoutingSign, describe_signs, find_routing_signs
 from moetool.anatomy.routing.rules import (
     RoutingRule,
@@ -149,9 +148,7 @@ def _add_proposed(model: nn.Module, experts: FoundExperts) -> FoundExperts:
     if experts.are_all_read:
         return experts
     closed = {layer.block_path for layer in experts.layers}
-    updates = list(find_expert_updates(model, closed=closed))
-    closed |= {group.block_path for group in updates}
-    groups = [*updates, *find_expert_groups(model, closed=closed)]
+    groups = list(find_expert_groups(model, closed=closed))
     inside = tuple(join_path(group.block_path, "") for group in groups)
     lists = [
         found
@@ -318,18 +315,16 @@ def _find_other_experts(
     """Yield modules that hold experts and belong to none of the known routed layers.
 
     A module belongs to a layer if it contains its experts or is a part of its block: routers and
-    blocks have a `num_experts` too.
+    blocks have a `num_experts` too, and wrappers may hold a router under a path of their own.
     """
     known = list(known)
-    is_block = any(not layer.block_path for layer in known)
-    blocks = {layer.block_path for layer in known} - {""}
-    # A wrapper may hold a part of a block under a path of its own.
-    parts = {id(part) for block in blocks for part in model.get_submodule(block).modules()}
-    for path, module in walk_modules(model, closed=blocks):
+    blocks = {layer.block_path for layer in known}
+    parts = {id(part) for path in blocks - {""} for part in model.get_submodule(path).modules()}
+    for path, module in walk_modules(model, closed=blocks - {""}):
         if not path or id(module) in parts or not _holds_experts(path, module):
             continue
         # If the model itself is a block, its children may be routers.
-        if is_block and "." not in path and not _has_many_matrices(module):
+        if "" in blocks and "." not in path and not _has_many_matrices(module):
             continue
         if not any(f"{layer.experts_path}.".startswith(f"{path}.") for layer in known):
             yield path, module

@@ -42,7 +42,6 @@ from moetool.tracing.recording.transfer.shipment import Shipment
 from moetool.tracing.recording.watch import Decision, Watch, watch_layer
 from moetool.tracing.recording.watch.chance import ChanceWatch
 from moetool.tracing.recording.watch.operations.watch import OperationsWatch
-from moetool.tracing.recording.watch.separate.watch import SeparateExpertsWatch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -286,7 +285,7 @@ class RoutingRecorder:
         """Return the slots of the real tokens of a call under way, and a layer's decision."""
         path = self._scope_paths[layer]
         watch = self._watches[layer.experts_path]
-        is_searched = isinstance(watch, SeparateExpertsWatch) and watch.is_searched
+        is_searched = getattr(watch, "is_searched", False)
         if path not in self._inputs or self._apart.has(path, layer) or is_searched:
             raise UntraceableError(
                 f"Can't record the saliency of {layer.experts_path}: it does not send each "
@@ -336,9 +335,8 @@ class RoutingRecorder:
         shipment = self._shipments.pop(path)
         if shipment.calls:
             sent = SentShipment(shipment, self._streams)
-            self._receipts.append(
-                self._inbox.receive(sent, is_asynchronous=shipment.is_asynchronous)
-            )
+            receipt = self._inbox.receive(sent, is_asynchronous=shipment.is_asynchronous)
+            self._receipts.append(receipt)
 
     def _check_none_silent(self, scope: CallScope, shipment: Shipment | None) -> None:
         silent = [

@@ -15,7 +15,6 @@ from collections.abc import Collection, Iterator
 
 from torch import nn
 
-from moetool.anatomy.routing.proposed.expert_groups import ExpertGroup
 from moetool.anatomy.routing.routing_signs import STACK, iter_hidden_modules
 from moetool.anatomy.routing.walk import is_called, join_path, walk_modules
 
@@ -24,8 +23,8 @@ _NUMBER = re.compile(r"(?<![^._])\d+(?![^._])|(?<=[a-z_])\d+(?=\.)")
 _Place = tuple[str, str]
 
 
-def find_expert_updates(model: nn.Module, *, closed: Collection[str]) -> Iterator[ExpertGroup]:
-    """Yield the groups of updates in a model, each with the block that it is in.
+def find_expert_updates(model: nn.Module, *, closed: Collection[str]) -> Iterator[tuple[str, int]]:
+    """Yield the paths of the blocks of a model that route to updates, and the number of experts.
 
     Args:
         model: Any model.
@@ -35,7 +34,7 @@ def find_expert_updates(model: nn.Module, *, closed: Collection[str]) -> Iterato
         if path not in closed and is_called(module):
             updates = list_updates(module)
             if updates:
-                yield ExpertGroup(path, path, len(updates))
+                yield path, len(updates)
 
 
 def list_updates(block: nn.Module) -> list[list[nn.Parameter]]:
