@@ -31,7 +31,7 @@ class LowRank(nn.Module):
 class Mixture(nn.Module):
     """Updates in a list for each layer of a shared feed-forward; others vary a part."""
 
-    updated = ("gate", "up", "down")
+    updated: tuple[str, ...] = ("gate", "up", "down")
 
     def __init__(self) -> None:
         super().__init__()

@@ -101,7 +101,8 @@ class SurroundedWeighs(Surrounded, WeighsInput):
         return Surrounded.enter(self, x)
 
     def leave(self, total: Tensor, x: Tensor) -> Tensor:
-        return x + 0.5 * self.norm_out(self.proj_out(total))
+        normed: Tensor = self.norm_out(self.proj_out(total))
+        return x + 0.5 * normed
 
 
 class WeightsAndIds(nn.Module):

@@ -139,7 +139,7 @@ class OwnCode(torch.autograd.Function):
     """Takes rows out of some places and puts them into others by code that torch does not see."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, rows: torch.Tensor, weights: torch.Tensor, places: torch.Tensor, size: int
     ) -> torch.Tensor:
         ctx.save_for_backward(rows, weights, places)
@@ -150,7 +150,7 @@ class OwnCode(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         rows, weights, (places, tokens) = ctx.saved_tensors
         of_weights = (gradient[places] * rows[tokens]).sum(dim=1)
         of_rows = torch.zeros_like(rows)
