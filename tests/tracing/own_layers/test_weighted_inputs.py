@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from moetool import RoutingRecorder
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.calls import RecordedLayer
 from moetool.tracing.recording.watch.weighted_rows import WeightTrail
-from tests.tracing.own_layers.layers import NUM_EXPERTS, WIDTH, Layer, Tensor
+from tests.tracing.own_layers.layers import NUM_EXPERTS, WIDTH, Layer, RouterParameter, Tensor
 from tests.tracing.own_layers.recording import as_table, assert_is, make, record, states
 from tests.tracing.own_layers.weighted_layers import (
     LAYERS,
@@ -89,6 +90,29 @@ def test_weights_on_outputs_are_not_on_inputs() -> None:
     layer = make(Layer)
     with torch.no_grad(), RoutingRecorder(layer) as recorder:
         layer(states())
+    assert not recorder.weighs_input(recorder.layers[0])
+
+
+class GatesTokens(RouterParameter):
+    """Multiplies hidden states by a number of their own, which is no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.importance = nn.Linear(WIDTH, 1)
+
+    def enter(self, rows: Tensor) -> Tensor:
+        return rows * self.importance(rows).sigmoid()
+
+    def mix(self, rows: Tensor, scores: Tensor) -> Tensor:
+        return super().mix(self.enter(rows), scores)
+
+
+def test_a_number_of_the_token_alone_is_not_a_weight() -> None:
+    layer = make(GatesTokens)
+    with torch.no_grad(), RoutingRecorder(layer) as recorder:
+        layer(states())
+        table = layer.table(states().reshape(-1, WIDTH))
+    assert_is(recorder.calls[0].layers[0], table)
     assert not recorder.weighs_input(recorder.layers[0])
 
 

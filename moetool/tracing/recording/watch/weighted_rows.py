@@ -61,9 +61,15 @@ class WeightTrail:
         self._kept: list[Any] = []
 
     def add_scores(self, values: Iterable[torch.Tensor]) -> None:
-        """Take values that come from outside of what is followed, such as a router's, as scores."""
+        """Take values that come from outside of what is followed, such as a router's, as scores.
+
+        These are numbers for every expert, and numbers that come with ids.
+        """
+        values = list(values)
+        with_ids = {value.shape for value in values if value.dtype in (torch.int64, torch.int32)}
         for value in values:
-            if value.is_floating_point() and value.shape[-1:] != (self._width,):
+            is_score = value.shape[-1:] == (self._num_experts,) != (self._width,)
+            if value.is_floating_point() and (is_score or value.shape in with_ids):
                 self._note_scores(value)
 
     def find(self, rows: torch.Tensor) -> WeightedRows | None:
@@ -116,8 +122,7 @@ class WeightTrail:
             return None, None
         if name == "div" and factors[0] is given[0]:
             return None, None
-        shape = torch.broadcast_shapes(rows[0].shape, factors[0].shape)
-        if self.is_scores(factors[0]) and not has_one_number(factors[0], shape):
+        if self.is_scores(factors[0]) and not has_one_number(factors[0], rows[0].shape):
             return None, None
         return rows[0], factors[0]
 

@@ -50,4 +50,4 @@ def label_shared(
 
 
 def _find_experts(sources: Collection[int], products: Sequence[Product]) -> set[int]:
-    return {expert for number in sources for expert in products[number].experts.unique().tolist()}
+    return {expert for number in sources for expert in products[number].experts.tolist()}
