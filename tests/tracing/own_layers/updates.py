@@ -102,7 +102,7 @@ class ListsOfMatrices(Mixture):
 
 
 class NotInTheModule(Mixture):
-    """Its updates lie in a dictionary, and its router is no parameter: training doesn't end there."""
+    """Its updates lie in a dictionary, where no `eval` reaches them, and its router is a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ REFUSED: dict[str, tuple[type[Mixture], str]] = {
         HidesItsLastLayer,
         "it does more with its experts' outputs than weight them",
     ),
-    "updates with weights of their own": (
+    "weights for updates alone": (
         WeighsUpdatesAlone,
         "parts of an expert get different weights",
     ),

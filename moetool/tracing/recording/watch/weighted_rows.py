@@ -2,7 +2,7 @@
 
 Llama 4 and torchtitan's `score_before_experts` do so. What an expert receives then differs from its
 token's hidden state by one factor, which is the weight. Dropout and jitter multiply by random numbers,
-which are no part of the weight.
+which are not part of the weight.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class OwnCode(torch.autograd.Function):
 
 
 class DispatchesByOwnCode(DispatchAndCombine):
-    """Tutel: kernels of its own bring rows to their slots and back."""
+    """Tutel: its kernels bring rows to their slots and back."""
 
     def run(self, rows: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         combine = self.combine(weights, ids).flatten(1).to(rows.dtype)
