@@ -94,7 +94,7 @@ def test_weights_on_outputs_are_not_on_inputs() -> None:
 
 
 class GatesTokens(RouterParameter):
-    """Multiplies hidden states by a number of their own, which is no weight."""
+    """Multiplies each hidden state by a number that is not a routing weight."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ class WeightTrail:
             operation: An overload of torch's dispatcher.
             args: Its positional arguments.
             kwargs: Its keyword arguments.
-            run: Runs it.
+            run: A function that runs it and returns its result.
         """
         given = tensors_in(args, kwargs)
         rows, factor = self._split(operation, given)
