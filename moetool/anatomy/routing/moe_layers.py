@@ -315,7 +315,7 @@ def _find_other_experts(
     """Yield modules that hold experts and belong to none of the known routed layers.
 
     A module belongs to a layer if it contains its experts or is a part of its block: routers and
-    blocks have a `num_experts` too, and wrappers may hold a router under a path of their own.
+    blocks have a `num_experts` too, and wrappers may hold a router under a second path.
     """
     known = list(known)
     blocks = {layer.block_path for layer in known}

@@ -68,7 +68,7 @@ def find_routing_signs(
         experts: Module paths of their experts. The modules that contain them may be named after them.
     """
     around = {holder for path in experts for holder in _list_holders(path)}
-    # Wrappers may hold parts of a block under paths of their own, with hooks next to them.
+    # Wrappers may hold parts of a block under second paths, with hooks next to them.
     inside = {id(part) for path in blocks for part in model.get_submodule(path).modules()}
     signs = [
         RoutingSign(path, seen)

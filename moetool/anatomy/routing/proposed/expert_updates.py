@@ -1,7 +1,7 @@
 """Experts that are low-rank updates of layers that all of them share, found by shapes (MixLoRA).
 
 A block routes to them if the product of two matrices, of which it has one pair for each expert, has
-the shape of one of its own matrices. They may lie in lists of the block, or where torch does not
+the shape of one that it has only once. They may lie in lists of the block, or where torch does not
 look for children: a package may replace the forward of a dense block and keep them with its owner.
 
 Only the recorder uses them: which tokens meet which of them is observed while the block runs.
@@ -55,7 +55,7 @@ def list_updates(block: nn.Module) -> list[list[nn.Parameter]]:
             any(_is_update(one[0], other[0], shapes) for other in matrices) for one in matrices
         )
         widths = _find_widths(owner, num_experts, taken)
-        # Modules in one list whose outputs may be added up as they are are experts of their own.
+        # Modules in one list are whole experts if their outputs may be added up as they are.
         prefixes = {prefix.rstrip("._") for prefix, _ in places}
         is_list = len(prefixes) == 1 and prefixes <= owner._modules.keys()
         adds_up = any(_find_height(o[0], p[0]) in widths for o in matrices for p in matrices)

@@ -43,7 +43,7 @@ class FactorTrail:
             operation: An overload of torch's dispatcher.
             args: Its positional arguments.
             kwargs: Its keyword arguments.
-            result: Its result.
+            result: What it returned.
             given: The tensors among its arguments.
         """
         own = {id(value): factors for value in given for factors in self.find(value)}

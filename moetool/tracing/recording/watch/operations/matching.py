@@ -17,7 +17,7 @@ _MOST_COMPARISONS = 2_000_000_000
 
 
 class Matched(NamedTuple):
-    """What experts received, going by values.
+    """The tokens that experts received, going by values.
 
     Attributes:
         tokens: Which tokens' hidden states each expert received. # (num_tokens, num_experts)
