@@ -318,12 +318,13 @@ def torchtitan_before() -> FrameworkLayer:
     return FrameworkLayer(block, run, tolerance=0.02, dtype=torch.float32)
 
 
-def tutel(gate: str) -> FrameworkLayer:
+def tutel(gate: str, *, weighs_input: bool = False) -> FrameworkLayer:
     start_process_group()
     moe = importlib.import_module("tutel.moe")
     block = moe.moe_layer(
         gate_type={"type": gate, "k": TOP_K, "capacity_factor": 1.0},
         model_dim=HIDDEN_SIZE,
+        is_postscore=not weighs_input,
         experts={
             "type": "ffn",
             "num_experts_per_device": NUM_EXPERTS,
