@@ -62,7 +62,9 @@ def start_process_group() -> None:
     if not torch.distributed.is_initialized():
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511", RANK="0", WORLD_SIZE="1")
         os.environ["LOCAL_RANK"] = "0"
-        torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+        # In memory: a port may be taken.
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 
 def fairscale() -> FrameworkLayer:
