@@ -53,13 +53,15 @@ def join_path(path: str, name: str) -> str:
 
 
 def find_holder(path: str) -> str:
-    """Return the path of the module that holds another, past the wrappers of its adapters.
+    """Return the path of the module that holds another, past the wrappers of its adapters."""
+    return find_wrapper(path).rpartition(".")[0]
+
+
+def find_wrapper(path: str) -> str:
+    """Return the path of the outermost wrapper of a module; its own if no adapter wraps it.
 
     PEFT wraps a module whose parameters get updates of low rank, once for each of them.
     """
-    while path:
-        holder, _, name = path.rpartition(".")
-        if name != _BASE_LAYER:
-            return holder
-        path = holder
+    while path.rpartition(".")[2] == _BASE_LAYER:
+        path = path.rpartition(".")[0]
     return path

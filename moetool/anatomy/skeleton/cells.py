@@ -36,7 +36,6 @@ class ParameterCells:
 
         Args:
             parameter: One that was not added before.
-            place: Its place.
             dtype: The dtype that its bytes are counted in; None if unknown.
             num_active: How many of its elements every token runs.
         """

@@ -54,7 +54,7 @@ def count_skeleton(skeleton: RoutedSkeleton, *, dtype: torch.dtype | None) -> Pa
     for path in {*skeleton.experts.unreadable, *(sign.path for sign in skeleton.experts.signs)}:
         # All parameters are in doubt if the module has none itself.
         cells.forget_active(list(model.get_submodule(path).parameters()) or model.parameters())
-    return ParameterTable(rows=tuple(cells.list_rows()), is_tied=_is_tied(model))
+    return ParameterTable(rows=tuple(cells.list_rows()), is_tied=is_embedding_tied(model))
 
 
 def _add_active_experts(skeleton: RoutedSkeleton, cells: ParameterCells) -> None:
@@ -95,7 +95,8 @@ def join_ranges(ranges: Sequence[ActiveRange | None], *, num_params: int) -> Act
     )
 
 
-def _is_tied(model: PreTrainedModel) -> bool:
+def is_embedding_tied(model: PreTrainedModel) -> bool:
+    """Return whether the embedding of a model is its head too."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     embedding = find_embedding(model)
     weights = [getattr(module, "weight", None) for module in (head, embedding)]
