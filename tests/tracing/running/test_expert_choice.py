@@ -73,9 +73,8 @@ def traced(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 def count_chosen(path: Path) -> pd.Series[int]:
     """Return the number of experts of each decision."""
     frame = read_trace(path)
-    ran = (frame["expert"] >= 0).groupby([frame["prompt_id"], frame["position"], frame["layer"]])
-    number: pd.Series[int] = ran.sum()
-    return number[ran.size() > 0]
+    keys = [frame["prompt_id"].astype(str), frame["position"], frame["layer"]]
+    return (frame["expert"] >= 0).astype(int).groupby(keys).sum()
 
 
 def test_the_metadata_says_that_experts_choose(traced: tuple[Path, Path, Any]) -> None:
