@@ -84,6 +84,11 @@ class ModuleStructure:
             or any(len(users[identity]) > 1 for identity in self.parameters[layer].identities)
         )
 
+    @cached_property
+    def unclear(self) -> frozenset[MoeLayer]:
+        """Layers of which nothing shows which parameters belong to which expert."""
+        return frozenset(each for each in self.run_layers if not any(self.parameters[each].sizes))
+
     def _list_inside(self, path: str) -> list[MoeLayer]:
         """Return the layers within a module, without those within the experts of others there."""
         inside = [each for each in self.run_layers if _is_within(each.experts_path, path)]

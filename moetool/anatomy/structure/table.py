@@ -44,11 +44,15 @@ def count_structure(
             num_active=parameter.numel() if is_run else 0,
         )
     for experts in structure.expert_sets:
-        first = next(iter(experts.parameters.held.values()))
         chosen = count_chosen(experts, choices)
         is_open = any(layer in structure.entangled for layer in experts.layers)
-        cells.add_active(first, None if chosen is None or is_open else chosen.active)
-    doubtful = {*structure.experts.unreadable, *(sign.path for sign in structure.experts.signs)}
+        for first in list(experts.parameters.held.values())[:1]:
+            cells.add_active(first, None if chosen is None or is_open else chosen.active)
+    doubtful = {
+        *structure.experts.unreadable,
+        *(sign.path for sign in structure.experts.signs),
+        *(layer.block_path for layer in structure.unclear),
+    }
     for path in doubtful:
         # All parameters are in doubt if the module has none itself.
         cells.forget_active(list(module.get_submodule(path).parameters()) or module.parameters())

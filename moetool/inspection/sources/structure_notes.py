@@ -58,6 +58,12 @@ def _note_unknown(structure: ModuleStructure, choices: Mapping[MoeLayer, Choice]
             f"{_name(missing)}. Give top_k or a recording"
             f"{f'; the code states {_list_numbers(stated)}' if stated else ''}."
         )
+    if structure.unclear:
+        layers = [each for each in structure.run_layers if each in structure.unclear]
+        yield (
+            "Active parameters unknown: nothing shows which parameters belong to which expert, in "
+            f"{_name(layers)}."
+        )
     if structure.entangled:
         yield (
             "Active parameters unknown: some experts share a part of their parameters with others, in "

@@ -202,3 +202,25 @@ def test_a_recorded_model_of_transformers_runs_what_its_configuration_says(famil
     assert found.total == expected.total
     assert found.components == expected.components
     assert found.active == expected.active
+
+
+class HiddenExperts(nn.Module):
+    """Its experts are closures over weights that it keeps elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, 4)
+        self.experts = nn.ModuleList(nn.Identity() for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, ids = self.gate(x).softmax(-1).topk(2)
+        scale = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        return x * (weights * scale[ids]).sum(-1, keepdim=True)
+
+
+def test_experts_without_parameters_leave_active_parameters_unknown() -> None:
+    inspected = inspect_model(HiddenExperts())
+    assert total_of(inspected) == 12 * 4 + 4
+    assert active_of(inspected) is None
+    assert "unknown" in said(inspected)
+    assert "ense" not in said(inspected)
