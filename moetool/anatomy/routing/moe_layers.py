@@ -319,16 +319,16 @@ def _find_other_experts(
     """Yield modules that hold experts and belong to none of the known routed layers.
 
     A module belongs to a layer if it contains its experts or is a part of its block: routers and
-    blocks have a `num_experts` too.
+    blocks have a `num_experts` too, and wrappers may hold a router under a second path.
     """
     known = list(known)
-    is_block = any(not layer.block_path for layer in known)
-    blocks = {layer.block_path for layer in known} - {""}
-    for path, module in walk_modules(model, closed=blocks):
-        if not path or path in blocks or not _holds_experts(path, module):
+    blocks = {layer.block_path for layer in known}
+    parts = {id(part) for path in blocks - {""} for part in model.get_submodule(path).modules()}
+    for path, module in walk_modules(model, closed=blocks - {""}):
+        if not path or id(module) in parts or not _holds_experts(path, module):
             continue
         # If the model itself is a block, its children may be routers.
-        if is_block and "." not in path and not _has_many_matrices(module):
+        if "" in blocks and "." not in path and not _has_many_matrices(module):
             continue
         if not any(f"{layer.experts_path}.".startswith(f"{path}.") for layer in known):
             yield path, module

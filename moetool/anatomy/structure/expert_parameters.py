@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -14,6 +14,7 @@ from moetool.anatomy.routing.proposed.expert_groups import (
     is_router_matrix,
     list_flat_stacks,
 )
+from moetool.anatomy.routing.proposed.expert_updates import list_updates
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.anatomy.routing.walk import find_wrapper, join_path
 from moetool.anatomy.skeleton.active_experts import count_own, list_expert_parameters
@@ -59,7 +60,12 @@ def find_expert_parameters(model: nn.Module, layer: MoeLayer) -> ExpertParameter
         layer: A layer, as the finder describes it.
     """
     modules = tuple(_list_modules(model, layer))
-    return _of_modules(model, modules) if modules else _of_stacks(model, layer)
+    if modules:
+        return _of_groups([_list_parameters(model, paths) for paths in modules], modules)
+    updates: list[dict[str, nn.Parameter]] = []
+    if layer.rule is RoutingRule.OPERATIONS:
+        updates = list(_list_updates(model, layer))
+    return _of_groups(updates, ()) if updates else _of_stacks(model, layer)
 
 
 def _list_modules(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, ...]]:
@@ -77,21 +83,37 @@ def _list_modules(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, ...]
                 yield (join_path(layer.experts_path, name),)
 
 
-def _of_modules(model: nn.Module, modules: tuple[tuple[str, ...], ...]) -> ExpertParameters:
+def _list_parameters(model: nn.Module, paths: tuple[str, ...]) -> dict[str, nn.Parameter]:
+    """Return the parameters of several modules by path."""
+    return {
+        join_path(path, name): parameter
+        for path in paths
+        for name, parameter in model.get_submodule(path).named_parameters(remove_duplicate=False)
+    }
+
+
+def _list_updates(model: nn.Module, layer: MoeLayer) -> Iterator[dict[str, nn.Parameter]]:
+    """Yield the parameters of each expert that is an update of what all share, by path.
+
+    Those that are kept where torch does not look for parameters are left out.
+    """
+    block = model.get_submodule(layer.experts_path)
+    paths = {id(p): join_path(layer.experts_path, name) for name, p in block.named_parameters()}
+    for parameters in list_updates(block):
+        yield {paths[id(p)]: p for p in parameters if id(p) in paths}
+
+
+def _of_groups(
+    groups: Sequence[Mapping[str, nn.Parameter]], modules: tuple[tuple[str, ...], ...]
+) -> ExpertParameters:
+    """Return the parameters of experts, given those of each."""
     held: dict[str, nn.Parameter] = {}
     of_expert: list[dict[int, int]] = []
-    for paths in modules:
-        own = {
-            join_path(path, name): parameter
-            for path in paths
-            for name, parameter in model.get_submodule(path).named_parameters(
-                remove_duplicate=False
-            )
-        }
+    for own in groups:
         held |= own
         of_expert.append({id(parameter): parameter.numel() for parameter in own.values()})
     users = Counter(identity for own in of_expert for identity in own)
-    shared = {identity for identity, number in users.items() if number == len(modules) > 1}
+    shared = {identity for identity, number in users.items() if number == len(groups) > 1}
     return ExpertParameters(
         sizes=tuple(
             sum(size for identity, size in own.items() if identity not in shared)

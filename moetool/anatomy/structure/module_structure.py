@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import FoundExperts, MoeLayer, find_proposed_experts
+from moetool.anatomy.routing.routing_signs import iter_hidden_modules
 from moetool.anatomy.skeleton.active_experts import is_run_by_text
 from moetool.anatomy.skeleton.placement import find_known_model
 from moetool.anatomy.structure.expert_parameters import ExpertParameters, find_expert_parameters
@@ -83,6 +84,18 @@ class ModuleStructure:
             if not self.parameters[layer].are_apart
             or any(len(users[identity]) > 1 for identity in self.parameters[layer].identities)
         )
+
+    @cached_property
+    def num_hidden_params(self) -> int:
+        """Parameters of modules that others keep where torch does not look for children."""
+        seen = {id(parameter) for parameter in self.module.parameters()}
+        hidden = {
+            id(parameter): parameter.numel()
+            for module in self.module.modules()
+            for _, kept in iter_hidden_modules(module)
+            for parameter in kept.parameters()
+        }
+        return sum(number for identity, number in hidden.items() if identity not in seen)
 
     @cached_property
     def unclear(self) -> frozenset[MoeLayer]:

@@ -58,6 +58,11 @@ def _note_unknown(structure: ModuleStructure, choices: Mapping[MoeLayer, Choice]
             f"{_name(missing)}. Give top_k or a recording"
             f"{f'; the code states {_list_numbers(stated)}' if stated else ''}."
         )
+    if structure.num_hidden_params:
+        yield (
+            f"Not counted: {structure.num_hidden_params:,} parameters that modules keep where torch "
+            "does not look for them."
+        )
     if structure.unclear:
         layers = [each for each in structure.run_layers if each in structure.unclear]
         yield (

@@ -60,8 +60,16 @@ def _describe_layers(
         yield now if before is None else before.join(now)
 
 
-def note_routing(metadata: TraceMetadata, layers: Sequence[RoutedLayer]) -> TraceMetadata:
-    """Return the metadata with its layers and with further notes for readers of the rows."""
+def note_routing(
+    metadata: TraceMetadata, layers: Sequence[RoutedLayer], *, weigh_input: int = 0
+) -> TraceMetadata:
+    """Return the metadata with its layers and with further notes for readers of the rows.
+
+    Args:
+        metadata: Without them.
+        layers: The layers that routed.
+        weigh_input: How many of them multiply what experts receive by the weights.
+    """
     rules = {RoutingRule(layer.rule) for layer in layers if layer.rule}
     reasons = [rule.inexact_because for rule in rules if rule.inexact_because]
     return replace(
@@ -70,16 +78,19 @@ def note_routing(metadata: TraceMetadata, layers: Sequence[RoutedLayer]) -> Trac
         exact=not reasons,
         notes=(
             *(f"{NOT_EXACT} {reason}." for reason in reasons),
-            *_note_weights(layers, rules),
+            *_note_weights(layers, rules, weigh_input=weigh_input),
             *metadata.notes,
         ),
     )
 
 
-def _note_weights(layers: Sequence[RoutedLayer], rules: Collection[RoutingRule]) -> Iterator[str]:
-    if RoutingRule.SPARSE_SCORES in rules:
-        yield "The weights scale the experts' inputs, not their outputs."
-    if RoutingRule.SEPARATE_EXPERTS in rules:
+def _note_weights(
+    layers: Sequence[RoutedLayer], rules: Collection[RoutingRule], *, weigh_input: int
+) -> Iterator[str]:
+    if weigh_input:
+        where = "" if weigh_input == len(layers) else f" in {number_of(weigh_input, 'layer')}"
+        yield f"The weights{where} scale the experts' inputs, not their outputs."
+    if RoutingRule.SEPARATE_EXPERTS in rules and weigh_input < len(layers):
         yield "The weights are those by which the blocks add up their experts' outputs."
     factors = Counter(layer.output_factor for layer in layers)
     for factor, num_layers in factors.items():

@@ -218,6 +218,21 @@ class HiddenExperts(nn.Module):
         return x * (weights * scale[ids]).sum(-1, keepdim=True)
 
 
+class HiddenUpdates(HiddenExperts):
+    """Keeps updates of its experts in a plain dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates = {f"expert {n}": nn.Linear(WIDTH, 3) for n in range(4)}
+
+
+def test_parameters_that_torch_does_not_find_are_reported_as_not_counted() -> None:
+    inspected = inspect_model(HiddenUpdates())
+    assert total_of(inspected) == 12 * 4 + 4
+    assert f"Not counted: {4 * (12 * 3 + 3)} parameters" in said(inspected)
+    assert active_of(inspected) is None
+
+
 def test_experts_without_parameters_leave_active_parameters_unknown() -> None:
     inspected = inspect_model(HiddenExperts())
     assert total_of(inspected) == 12 * 4 + 4

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from moetool.anatomy.routing.proposed.expert_updates import find_expert_updates
 from moetool.anatomy.routing.routing_signs import (
     EXPERT_WORD,
     STACK,
@@ -20,7 +21,7 @@ from moetool.anatomy.routing.routing_signs import (
     is_foreign,
     may_be_expert,
 )
-from moetool.anatomy.routing.walk import is_called, walk_modules
+from moetool.anatomy.routing.walk import is_called, join_path, walk_modules
 
 _FEWEST_STACKS = 2
 
@@ -48,8 +49,13 @@ def find_expert_groups(model: nn.Module, *, closed: Collection[str]) -> Iterator
         closed: Module paths of the blocks whose routing is read already.
     """
     inside: list[str] = []
+    updates = dict(find_expert_updates(model, closed=closed))
+    yield from (ExpertGroup(path, path, number) for path, number in updates.items())
+    of_updates = tuple(join_path(path, "") for path in updates)
     for path, module in walk_modules(model, closed=closed):
         if path in closed or any(path.startswith(f"{outer}.") for outer in inside):
+            continue
+        if f"{path}.".startswith(of_updates):
             continue
         levels = _find_levels(path, module)
         block_path = _find_block(model, path, module, levels) if levels else None

@@ -19,6 +19,7 @@ from moetool.tracing.recording.watch.separate.random_states import (
     restore_states,
 )
 from moetool.tracing.recording.watch.separate.stand_ins import kept_as_it_is, without_hooks
+from moetool.tracing.recording.watch.weighted_rows import WeightTrail
 
 Labels = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
@@ -72,6 +73,12 @@ class ObservedRun:
         return [product for product in products if product.number not in inner]
 
     @property
+    def states(self) -> list[torch.Tensor]:
+        """Rows of each token: its hidden state, and what parts of the block return for it. # each (num_tokens, width)."""
+        values = (self.start, *(part for part, _ in self.parts))
+        return [value.detach().reshape(len(self.output), -1) for value in values]
+
+    @property
     def places(self) -> list[tuple[Any, int]]:
         """Where each token has a row, as gradients reach it, and the width of that row."""
         return [
@@ -87,8 +94,11 @@ def run_observed(
     kwargs: Mapping[str, Any],
     *,
     labels: Labels,
+    num_experts: int,
     scaled: Collection[int] = (),
+    pinned: Mapping[int, torch.Tensor] | None = None,
     keeps_outputs: bool = False,
+    shares_layers: bool = False,
 ) -> ObservedRun:
     """Run a block again on the arguments of its call, with the same random numbers.
 
@@ -97,8 +107,11 @@ def run_observed(
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         labels: Parameters of experts, and the expert of each of their numbers.
+        num_experts: Number of experts.
         scaled: Numbers of the products whose output is multiplied by -2.
+        pinned: By number, outputs that products return instead of theirs.
         keeps_outputs: Whether to keep copies of the products' outputs.
+        shares_layers: Whether experts are updates of layers that they share.
 
     Raises:
         NotObservedError: An operation on the weights of experts is not understood.
@@ -128,8 +141,19 @@ def run_observed(
             return states if value is call.given else value
 
         lengths = frozenset({num_tokens, call.hidden.shape[-2]})
+        trail = WeightTrail(num_experts, width)
+        trail.add_scores(
+            value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)
+        )
         observer = Observer(
-            labels, states, lengths=lengths, scaled=scaled, keeps_outputs=keeps_outputs
+            labels,
+            states,
+            trail=trail,
+            lengths=lengths,
+            scaled=scaled,
+            pinned=pinned,
+            keeps_outputs=keeps_outputs,
+            shares_layers=shares_layers,
         )
         with observer:
             output = block.forward(
