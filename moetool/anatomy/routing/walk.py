@@ -42,6 +42,19 @@ def walk_modules(
         ]
 
 
+def walk_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield each parameter of a module once, with its path, in the order of `named_parameters`.
+
+    Wrappers may override that, and name parameters as those of the model that they wrap.
+    """
+    seen: set[int] = set()
+    for path, holder in walk_modules(module):
+        for name, parameter in holder._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield join_path(path, name), parameter
+
+
 def is_called(module: nn.Module) -> bool:
     """Return whether a module has a forward; lists and dictionaries of modules have none."""
     return getattr(type(module), "forward", None) not in _NOT_CALLED

@@ -10,6 +10,7 @@ from torch import nn
 from moetool.anatomy.components import Component, Place
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.routing_signs import STACK
+from moetool.anatomy.routing.walk import walk_modules, walk_parameters
 from moetool.anatomy.skeleton.placement import Placement, find_known_model
 from moetool.anatomy.structure.module_structure import ModuleStructure
 
@@ -76,7 +77,7 @@ class StructurePlacement:
         for layer in structure.run_layers:
             block = structure.module.get_submodule(layer.block_path)
             owners: dict[str, list[nn.Parameter]] = {}
-            for name, parameter in block.named_parameters():
+            for name, parameter in walk_parameters(block):
                 is_score = layer.num_experts in parameter.shape and parameter.dim() <= 2
                 if is_score and id(parameter) not in self._layer_of_expert:
                     owners.setdefault(name.rpartition(".")[0], []).append(parameter)
@@ -106,7 +107,7 @@ def is_tied(module: nn.Module) -> bool | None:
 def _list_of_embedding_shape(module: nn.Module) -> Iterator[str]:
     tables = [each.weight for each in module.modules() if isinstance(each, nn.Embedding)]
     shapes = {tuple(table.shape) for table in tables if table.shape[0] > table.shape[1]}
-    for path, each in module.named_modules():
+    for path, each in walk_modules(module):
         is_of_shape = isinstance(each, nn.Linear) and tuple(each.weight.shape) in shapes
         if is_of_shape and not any(each.weight is table for table in tables):
             yield path

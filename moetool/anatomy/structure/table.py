@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from moetool.anatomy.components import TOWERS, Component
 from moetool.anatomy.parameters import ParameterTable
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.walk import walk_parameters
 from moetool.anatomy.skeleton.cells import ParameterCells
 from moetool.anatomy.skeleton.placement import find_known_model
 from moetool.anatomy.skeleton.table import is_embedding_tied
@@ -32,7 +33,7 @@ def count_structure(
         layer.block_path for layer in structure.run_layers
     }
     cells = ParameterCells()
-    for path, parameter in module.named_parameters():
+    for path, parameter in walk_parameters(module):
         place = placement.place(path, parameter)
         is_run = place.component not in (*TOWERS, Component.ROUTED_EXPERTS) and not any(
             path.startswith(f"{block}.") for block in not_run

@@ -215,7 +215,8 @@ class HiddenExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = self.gate(x).softmax(-1).topk(2)
         scale = torch.tensor([1.0, 2.0, 3.0, 4.0])
-        return x * (weights * scale[ids]).sum(-1, keepdim=True)
+        total: Tensor = x * (weights * scale[ids]).sum(-1, keepdim=True)
+        return total
 
 
 class HiddenUpdates(HiddenExperts):
@@ -239,3 +240,20 @@ def test_experts_without_parameters_leave_active_parameters_unknown() -> None:
     assert active_of(inspected) is None
     assert "unknown" in said(inspected)
     assert "ense" not in said(inspected)
+
+
+class Renaming(nn.Module):
+    """Names the parameters of a model as the model itself does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrapped = make(Layer)
+
+    def named_parameters(self, *args: Any, **options: Any) -> Any:
+        return self.wrapped.named_parameters(*args, **options)
+
+
+def test_a_wrapper_that_renames_parameters_changes_no_count() -> None:
+    inspected = inspect_model(Renaming(), top_k=2)
+    assert total_of(inspected) == ROUTER + 4 * EXPERT
+    assert active_of(inspected) == ActiveRange(*[ROUTER + 2 * EXPERT] * 2)
