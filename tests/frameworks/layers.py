@@ -62,7 +62,9 @@ def start_process_group() -> None:
     if not torch.distributed.is_initialized():
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511", RANK="0", WORLD_SIZE="1")
         os.environ["LOCAL_RANK"] = "0"
-        torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+        # In memory: a port may be taken.
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 
 def fairscale() -> FrameworkLayer:
@@ -318,12 +320,13 @@ def torchtitan_before() -> FrameworkLayer:
     return FrameworkLayer(block, run, tolerance=0.02, dtype=torch.float32)
 
 
-def tutel(gate: str) -> FrameworkLayer:
+def tutel(gate: str, *, weighs_input: bool = False) -> FrameworkLayer:
     start_process_group()
     moe = importlib.import_module("tutel.moe")
     block = moe.moe_layer(
         gate_type={"type": gate, "k": TOP_K, "capacity_factor": 1.0},
         model_dim=HIDDEN_SIZE,
+        is_postscore=not weighs_input,
         experts={
             "type": "ffn",
             "num_experts_per_device": NUM_EXPERTS,

@@ -67,6 +67,11 @@ CASES: list[tuple[str, str, Callable[[], FrameworkLayer]]] = [
     ("transformer-lens", "TransformerBridge of a Mixtral", models.transformer_lens),
     ("tutel", "moe_layer", functools.partial(layers.tutel, "top")),
     ("tutel", "moe_layer, cosine router", functools.partial(layers.tutel, "cosine_top")),
+    (
+        "tutel",
+        "moe_layer, weighted input",
+        functools.partial(layers.tutel, "top", weighs_input=True),
+    ),
     ("torchtitan", "MoE, softmax", layers.torchtitan),
     ("torchtitan", "MoE, sigmoid", functools.partial(layers.torchtitan, score_func="sigmoid")),
     ("torchtitan", "MoE, score_before_experts", layers.torchtitan_before),

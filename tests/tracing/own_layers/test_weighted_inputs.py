@@ -17,6 +17,7 @@ from tests.tracing.own_layers.weighted_layers import (
     DropsAfterwards,
     ScalesOutputToo,
     StackedBothWays,
+    StackedDispatch,
     StackedWeigh,
     WeighsAllAtOnce,
     WeighsInput,
@@ -101,7 +102,8 @@ class GatesTokens(RouterParameter):
         self.importance = nn.Linear(WIDTH, 1)
 
     def enter(self, rows: Tensor) -> Tensor:
-        return rows * self.importance(rows).sigmoid()
+        importance: Tensor = self.importance(rows).sigmoid()
+        return rows * importance
 
     def mix(self, rows: Tensor, scores: Tensor) -> Tensor:
         return super().mix(self.enter(rows), scores)
@@ -129,3 +131,10 @@ def test_weights_that_do_not_explain_the_rows_are_refused(
     monkeypatch.setattr(WeightTrail, "find", find_wrong)
     with pytest.raises(UntraceableError, match="its experts receive other rows"):
         record(make(kind), states())
+
+
+def test_factors_that_are_not_among_the_scores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_scores = WeightTrail.list_scores
+    monkeypatch.setattr(WeightTrail, "list_scores", lambda *given: 1.01 * list_scores(*given))
+    with pytest.raises(UntraceableError, match="its experts receive other rows"):
+        record(make(StackedDispatch), states())

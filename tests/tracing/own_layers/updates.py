@@ -171,6 +171,27 @@ class WeighsUpdatesAlone(Mixture):
         return output.view_as(x)
 
 
+class StackedUpdates(Mixture):
+    """Stacks its updates, and runs the shared last layer on the rows of all experts at once."""
+
+    updated = ("down",)
+
+    def add_updates(self) -> None:
+        self.up_A = nn.Parameter(torch.randn(NUM_EXPERTS, WIDTH, RANK))
+        self.up_B = nn.Parameter(torch.randn(NUM_EXPERTS, RANK, INNER))
+        self.down_A = nn.Parameter(torch.randn(NUM_EXPERTS, INNER, RANK))
+        self.down_B = nn.Parameter(torch.randn(NUM_EXPERTS, RANK, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, WIDTH)
+        weights = self.score(rows).softmax(dim=-1)
+        inner = torch.einsum("td,edr,erh->teh", rows, self.up_A, self.up_B)
+        inner = F.silu(inner + self.base["up"](rows)[:, None])
+        update = torch.einsum("teh,ehr,erd->ted", inner, self.down_A, self.down_B)
+        made = self.base["down"](inner) + SCALE * update
+        return torch.einsum("te,ted->td", weights, made).view_as(x)
+
+
 EXACT: dict[str, type[Any]] = {
     "lists of updates": Mixture,
     "updates of one layer": OnlyGate,
@@ -181,6 +202,10 @@ EXACT: dict[str, type[Any]] = {
 REFUSED: dict[str, tuple[type[Mixture], str]] = {
     "a last layer that is not seen": (
         HidesItsLastLayer,
+        "it does more with its experts' outputs than weight them",
+    ),
+    "stacked updates": (
+        StackedUpdates,
         "it does more with its experts' outputs than weight them",
     ),
     "weights for updates alone": (

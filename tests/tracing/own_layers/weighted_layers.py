@@ -165,6 +165,20 @@ class StackedGrouped(StackedWeigh):
         return torch.zeros_like(rows).index_add(0, order // TOP_K, outputs)
 
 
+class StackedDispatch(StackedWeigh):
+    """Sends rows to slots by a product with weights instead of a mask."""
+
+    def mix(self, rows: Tensor, scores: Tensor) -> Tensor:
+        weights, ids = scores.topk(TOP_K, dim=-1)
+        chosen = F.one_hot(ids, NUM_EXPERTS)  # (num_tokens, top_k, num_experts)
+        slots = F.one_hot((chosen.sum(dim=1).cumsum(dim=0) - 1).clamp(min=0), len(rows))
+        dispatch = torch.einsum(
+            "tk,tke,tes->est", weights.softmax(dim=-1), chosen.to(rows), slots.to(rows)
+        )
+        made = torch.stack([self.run(n, part) for n, part in enumerate(dispatch @ rows)])
+        return torch.einsum("est,esd->td", (dispatch > 0).to(rows), made)
+
+
 class ScalesOutputToo(WeighsInput):
     """Multiplies what comes out by the weights as well."""
 
@@ -197,4 +211,5 @@ LAYERS: dict[str, type[WeighsInput]] = {
     "stacked matrices": StackedWeigh,
     "stacked matrices, all run": StackedAllRun,
     "stacked matrices, sorted rows": StackedGrouped,
+    "stacked matrices, a product": StackedDispatch,
 }

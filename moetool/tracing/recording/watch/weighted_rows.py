@@ -76,6 +76,18 @@ class WeightTrail:
         """Return the weights that rows were multiplied by; None if they were not."""
         return self._found.get(id(rows))
 
+    def list_scores(self, num_tokens: int) -> torch.Tensor:
+        """Return the numbers of each token among the scores. # (num_tokens, num_scores)."""
+        most = num_tokens * self._num_experts
+        found = [
+            value.detach().reshape(num_tokens, -1).double()
+            for value in self._kept
+            if self.is_scores(value)
+            and num_tokens in (value.numel(), *value.shape[:1], value.shape[:-1].numel())
+            if 0 < value.numel() <= most and value.numel() % num_tokens == 0
+        ]
+        return torch.cat(found, dim=1) if found else torch.zeros(num_tokens, 0).double()
+
     def run(self, operation: Any, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
         """Run an operation and follow what it does.
 

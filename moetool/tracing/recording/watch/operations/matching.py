@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from moetool.tracing.recording.watch.operations.products import Product
 from moetool.tracing.recording.watch.operations.run import ObservedRun
-from moetool.tracing.recording.watch.weighted_rows import is_product
+from moetool.tracing.recording.watch.weighted_rows import WeightedRows, is_product
 
 # Roundings by which a row may differ from its token's hidden state.
 _ROUNDINGS = 4
@@ -45,7 +46,44 @@ def match_received(run: ObservedRun, weights: torch.Tensor) -> Matched | None:
         matched = Matched(torch.zeros_like(weights, dtype=torch.bool), torch.zeros_like(weights))
         if all(_match(product, states, weights, matched) for product in run.firsts):
             return matched
+    # Code that torch does not see may have multiplied rows, or a product with a mask of weights.
+    scores = run.observer.trail.list_scores(len(run.output))
+    for states in run.states if scores.shape[1] else ():
+        matched = Matched(torch.zeros_like(weights, dtype=torch.bool), torch.zeros_like(weights))
+        products = (_find_weighted(product, states, scores) for product in run.firsts)
+        if all(p is not None and _match(p, states, weights, matched) for p in products):
+            return matched
     return None
+
+
+def _find_weighted(product: Product, states: torch.Tensor, scores: torch.Tensor) -> Product | None:
+    """Return a product with the weights that explain its rows; None if the scores have no such weights.
+
+    Args:
+        states: A row for each token. # (num_tokens, width)
+        scores: Numbers of each token that may be weights. # (num_tokens, num_scores)
+    """
+    if product.weighted is not None or product.rows.shape[1] != states.shape[1]:
+        return None
+    if product.rows.numel() * len(states) > _MOST_COMPARISONS:
+        return None
+    values, rounding = states.double(), _ROUNDINGS * torch.finfo(product.rows.dtype).eps
+    sizes = values.square().sum(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
+    before, factors = torch.zeros_like(product.rows), torch.ones_like(product.rows)
+    for number in torch.nonzero(product.rows.ne(0).any(dim=1)).flatten().tolist():
+        row = product.rows[number].double()
+        ratios = values @ row / sizes  # (num_tokens,)
+        off = (row - ratios[:, None] * values).abs().amax(dim=1)
+        tokens = torch.nonzero(off <= rounding * row.abs().max()).flatten()
+        if not len(tokens):
+            return None
+        token = int(tokens[0])
+        distances = (scores[token] - ratios[token]).abs()
+        if distances.min() > 2 * rounding * ratios[token].abs():
+            return None
+        before[number] = states[token].to(before.dtype)
+        factors[number] = scores[token, distances.argmin()].to(factors.dtype)
+    return replace(product, weighted=WeightedRows(before, factors, torch.ones_like(factors)))
 
 
 def _match(product: Product, states: torch.Tensor, weights: torch.Tensor, matched: Matched) -> bool:

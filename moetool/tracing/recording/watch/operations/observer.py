@@ -57,6 +57,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         products: In the order in which they ran.
         outputs: Copies of the products' outputs, as experts returned them, if asked for.
+        trail: As given.
         chooses_tokens: Whether the largest of the numbers of all tokens were looked for.
 
     Args:
@@ -86,7 +87,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
         self.outputs: list[torch.Tensor] = []
         self.chooses_tokens = False
-        self._trail = trail
+        self.trail = trail
         self._lengths = frozenset(lengths)
         self._scaled = frozenset(scaled)
         self._pinned = pinned or {}
@@ -127,7 +128,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if labelled and any(value.is_floating_point() for value in derived):
             return self._meet(operation, args, kwargs, sources)
         self._note_choice(operation, args, kwargs, is_derived=bool(derived))
-        result = self._trail.run(operation, args, kwargs, lambda: operation(*args, **kwargs))
+        result = self.trail.run(operation, args, kwargs, lambda: operation(*args, **kwargs))
         self._kept.append((args, kwargs, result))
         if labelled:
             self._move_labels(operation, args, kwargs, result, labelled)
@@ -296,7 +297,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         layout = lay_out(operation, args, weight, label)
         if layout is None:
             raise NotObservedError("one sum runs over the weights of several experts")
-        weighted = self._trail.find(rows)
+        weighted = self.trail.find(rows)
         if weighted is not None:
             of_both = (
                 lay_out(operation, [part if v is rows else v for v in args], weight, label)
@@ -339,7 +340,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         if not value.is_floating_point() or self._sources_of(value) != frozenset():
             return False
-        return not self._shares_layers or self._trail.is_scores(value)
+        return not self._shares_layers or self.trail.is_scores(value)
 
     def _sources_of(self, value: torch.Tensor) -> frozenset[int] | None:
         return self._sources.get(storage_of(value))

@@ -119,8 +119,7 @@ class OperationsWatch:
                 if is_first:
                     numbers = [product.number for product in run.finals]
                     self._check_sum(run, finals or [], observe(scaled=numbers))
-                    if is_update:
-                        self._check_parts(run, observe)
+                    self._check_parts(run, observe)
             except (NotObservedError, ValueError) as error:
                 raise self._unreadable(str(error)) from error
             except UntraceableError:
@@ -207,7 +206,7 @@ class OperationsWatch:
     def _check_parts(self, run: ObservedRun, observe: Callable[..., ObservedRun]) -> None:
         """Check that what an expert's inner products make reaches its last ones alone.
 
-        The layers that experts share may run in operations that are not seen as products.
+        Layers that experts share would make something else of it.
         """
         finals = {product.number: product for product in run.finals}
         others = observe(
