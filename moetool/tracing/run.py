@@ -138,7 +138,7 @@ def trace_prompts(
     finished, known = sink.list_finished(), sink.known_metadata()
 
     def describe() -> TraceMetadata:
-        layers = describe_layers(recorder, maker.top_k, known.layers)
+        layers = describe_layers(recorder, maker.widths, known.layers)
         function = known.score_function or maker.score_function
         weigh_input = sum(map(recorder.weighs_input, recorder.layers))
         noted = note_routing(metadata, layers, weigh_input=weigh_input)

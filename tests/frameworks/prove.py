@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from moetool import RoutingRecorder
+from moetool import RoutingRecorder, inspect_model
 from moetool.errors import MoetoolError
 from moetool.tracing.recording.calls import RecordedLayer
 from tests.frameworks import layers, models
@@ -160,6 +160,8 @@ def prove(package: str, name: str, make: Callable[[], FrameworkLayer]) -> Outcom
             handle.remove()
     except MoetoolError as error:
         facts = f" ({'; '.join(error.facts)})" if error.facts else ""
+        if inspect_model(model).num_experts == 0:
+            return Outcome(package, version, name, "wrong", "counted as a dense model")
         return Outcome(package, version, name, "refused", f"{error.args[0]}{facts}")
     except Exception as error:  # noqa: BLE001
         traceback.print_exc()
@@ -171,6 +173,9 @@ def prove(package: str, name: str, make: Callable[[], FrameworkLayer]) -> Outcom
     except UndeterminedError as error:
         return Outcome(package, version, name, "wrong", f"the oracle can't tell: {error}")
     traced = "exactly" if difference <= layer.tolerance else "wrong"
+    wrong_count = find_wrong_count(model, layer, recorder, seen["hidden"])
+    if wrong_count:
+        return Outcome(package, version, name, "wrong", wrong_count)
     ids = recorded.experts
     dropped = int((ids < 0).sum())
     remark = f"{recorded.layer.rule}; differs by {difference:.1e}; {dropped} of {ids.size} empty"
@@ -209,6 +214,49 @@ def find_error_of_output(
             if expert >= 0:
                 total[token] += layer.run_expert(expert, weight * hidden[token, None])[0]
     return float((total - output).abs().max() / output.abs().max())
+
+
+def find_wrong_count(
+    model: nn.Module, layer: FrameworkLayer, recorder: RoutingRecorder, rows: torch.Tensor
+) -> str | None:
+    """Return how `inspect_model` counts the model otherwise than gradients do; None if it does not.
+
+    The parameters of an expert are those that its output depends on.
+    """
+    frame = recorder.to_frame()
+    counted = inspect_model(model, recording=frame).parameters
+    assert counted is not None
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if counted.active_params_min is None:
+        # The page says why.
+        return None if counted.total == total else f"counted {counted.total}, not {total}"
+    sizes = [
+        _count_by_gradients(model, layer, expert, rows)
+        for expert in range(recorder.layers[0].num_experts)
+    ]
+    chosen = frame[frame["expert"] >= 0].groupby(["batch_index", "position"])["expert"]
+    numbers = [0] * int(frame.groupby(["batch_index", "position"]).ngroups - chosen.ngroups)
+    numbers += [sum(sizes[expert] for expert in ids) for _, ids in chosen]
+    rest = total - sum(sizes)
+    expected = (total, rest + min(numbers), rest + max(numbers))
+    found = (counted.total, counted.active_params_min, counted.active_params_max)
+    return None if found == expected else f"counted {found}, not {expected}"
+
+
+def _count_by_gradients(
+    model: nn.Module, layer: FrameworkLayer, expert: int, rows: torch.Tensor
+) -> int:
+    model.zero_grad()
+    # Many rows, so that each unit of an expert is active for some of them.
+    rows = rows.repeat(50, 1) + torch.randn(50 * len(rows), rows.shape[1], dtype=rows.dtype)
+    output = layer.run_expert(expert, rows.detach())
+    if not output.requires_grad:
+        return 0
+    (output * torch.randn_like(output)).sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    number = sum(int(gradient.count_nonzero()) for gradient in gradients)
+    model.zero_grad()
+    return number
 
 
 def main() -> int:

@@ -115,7 +115,7 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
         UntraceableError: It has routed experts, or signs of them, that no rule reads, or whose
             reading is not exact.
     """
-    experts = _add_proposed(model, find_experts(model))
+    experts = find_proposed_experts(model)
     layers, name = experts.layers, type(model).__name__
     if not experts.are_all_read and not layers and not experts.unreadable:
         raise UntraceableError(
@@ -140,13 +140,17 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
             f"Can't trace {name} exactly: {reasons.pop()}.",
             hint="Give --allow-inexact to trace it anyway; the trace is marked as inexact.",
         )
-    return _tell_apart(list(layers))
+    return list(layers)
 
 
-def _add_proposed(model: nn.Module, experts: FoundExperts) -> FoundExperts:
-    """Return the same experts with what else may be experts, if anything is left unread."""
+def find_proposed_experts(model: nn.Module) -> FoundExperts:
+    """Return all routed experts of a model, with what else may be experts if any are left unread.
+
+    Each layer has a stack and a number that no other one has.
+    """
+    experts = find_experts(model)
     if experts.are_all_read:
-        return experts
+        return replace(experts, layers=_tell_apart(experts.layers))
     closed = {layer.block_path for layer in experts.layers}
     groups = list(find_expert_groups(model, closed=closed))
     inside = tuple(join_path(group.block_path, "") for group in groups)
@@ -156,7 +160,7 @@ def _add_proposed(model: nn.Module, experts: FoundExperts) -> FoundExperts:
         if not found.experts_path.startswith(inside)
     ]
     added = [*map(_describe_proposed, groups), *map(_describe_proposed, lists)]
-    return _find_rest(model, (*experts.layers, *added)) if added else experts
+    return _find_rest(model, _tell_apart((*experts.layers, *added)))
 
 
 def _describe_proposed(found: ExpertGroup | ExpertModules) -> MoeLayer:
@@ -291,7 +295,7 @@ def _stacked(experts: nn.Module) -> list[nn.Parameter]:
     return [p for module in (experts, *grouped) for p in stacked_parameters(module)]
 
 
-def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
+def _tell_apart(layers: tuple[MoeLayer, ...]) -> tuple[MoeLayer, ...]:
     """Make the stacks of layers that share a stack and a number distinct, by their blocks' names or their paths."""
     shared = Counter((layer.stack, layer.layer) for layer in layers)
     named = [
@@ -301,12 +305,12 @@ def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
         for layer in layers
     ]
     again = Counter((layer.stack, layer.layer) for layer in named)
-    return [
+    return tuple(
         replace(layer, stack=f"{layer.stack}.{layer.experts_path}")
         if again[layer.stack, layer.layer] > 1
         else layer
         for layer in named
-    ]
+    )
 
 
 def _find_other_experts(

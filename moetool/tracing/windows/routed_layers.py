@@ -17,20 +17,34 @@ if TYPE_CHECKING:
 
 
 def describe_layers(
-    recorder: RoutingRecorder, top_k: Mapping[MoeLayer, int], known: Iterable[RoutedLayer] = ()
+    recorder: RoutingRecorder,
+    widths: Mapping[MoeLayer, tuple[int, int]],
+    known: Iterable[RoutedLayer] = (),
 ) -> tuple[RoutedLayer, ...]:
     """Return the layers that routed, in the model's order.
 
     Args:
-        recorder: After at least one call of each layer in `top_k` that isn't known.
-        top_k: Largest number of experts that each layer chose for a token.
+        recorder: After at least one call of each layer in `widths` that isn't known.
+        widths: As `RowMaker` has them.
         known: Layers that an earlier process described.
     """
     described = {(layer.stack, layer.layer): layer for layer in known}
-    return tuple(
-        replace(before, top_k=max(before.top_k, top_k.get(layer, 0)))
-        if (before := described.get((layer.stack, layer.layer)))
-        else RoutedLayer(
+    return tuple(_describe_layers(recorder, widths, described))
+
+
+def _describe_layers(
+    recorder: RoutingRecorder,
+    widths: Mapping[MoeLayer, tuple[int, int]],
+    described: Mapping[tuple[str, int], RoutedLayer],
+) -> Iterator[RoutedLayer]:
+    for layer in recorder.layers:
+        before = described.get((layer.stack, layer.layer))
+        if layer not in widths:
+            if before is not None:
+                yield before
+            continue
+        fewest, most = widths[layer]
+        now = RoutedLayer(
             stack=layer.stack,
             layer=layer.layer,
             module=layer.experts_path,
@@ -38,12 +52,12 @@ def describe_layers(
             rule=layer.rule.value,
             num_experts=layer.num_experts,
             num_identity_experts=layer.num_identity_experts,
-            top_k=top_k[layer],
+            top_k=most,
             output_factor=recorder.find_output_factor(layer),
+            routing=recorder.find_routing(layer),
+            min_rows=fewest if fewest < most else None,
         )
-        for layer in recorder.layers
-        if layer in top_k or (layer.stack, layer.layer) in described
-    )
+        yield now if before is None else before.join(now)
 
 
 def note_routing(

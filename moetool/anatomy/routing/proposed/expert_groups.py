@@ -153,14 +153,19 @@ def _find_block(
 
 
 def _has_router_parameter(module: nn.Module, num_experts: int) -> bool:
-    """Return whether one of the module's own matrices, or of its children's, scores experts.
+    """Return whether one of the module's own matrices, or of its children's, scores experts."""
+    return any(
+        is_router_matrix(name, parameter, num_experts)
+        for name, parameter in module.named_parameters()
+    )
 
-    A matrix with a row for each expert may also hold their biases, which have names of biases.
+
+def is_router_matrix(name: str, parameter: nn.Parameter, num_experts: int) -> bool:
+    """Return whether a parameter may be a matrix that scores experts.
+
+    One with a row for each expert may also hold their biases, which have names of biases.
     """
-    for name, parameter in module.named_parameters():
-        word = name.rpartition(".")[2]
-        if parameter.dim() != 2 or num_experts not in parameter.shape:
-            continue
-        if parameter.shape[1] == num_experts or not (word.startswith("b") or "bias" in word):
-            return True
-    return False
+    if parameter.dim() != 2 or num_experts not in parameter.shape:
+        return False
+    word = name.rpartition(".")[2]
+    return parameter.shape[1] == num_experts or not (word.startswith("b") or "bias" in word)

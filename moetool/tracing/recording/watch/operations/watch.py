@@ -21,6 +21,7 @@ from torch import nn
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.proposed.expert_updates import list_updates
 from moetool.errors import UntraceableError
+from moetool.trace.routing import Routing, join_routing
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.hooks import Hooks
 from moetool.tracing.recording.watch.decision import Decision, Report
@@ -175,13 +176,10 @@ class OperationsWatch:
                 self.weighs_input = True
         ids, chosen = choose(weights, received)
         is_choice_of_experts = run.observer.chooses_tokens and num_experts not in run.lengths
-        self.routing = (
-            "expert_choice"
-            if is_choice_of_experts
-            else "dense"
-            if ids.shape[1] == num_experts and bool((ids >= 0).all())
-            else "token_choice"
-        )
+        is_dense = ids.shape[1] == num_experts and bool((ids >= 0).all())
+        routing = Routing.DENSE if is_dense else Routing.TOKEN_CHOICE
+        seen = Routing.EXPERT_CHOICE if is_choice_of_experts else routing
+        self.routing = join_routing(self.routing, seen.value)
         return Decision(ids, chosen, self._find_scores(run))
 
     def _check_sum(self, run: ObservedRun, finals: Sequence[Final], scaled: ObservedRun) -> None:
