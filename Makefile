@@ -55,6 +55,7 @@ docs:  ## Write the real output of the documentation's commands below them
 LLAMA_CPP := vendor/llama.cpp
 gguf:  ## Compare with the gguf package and with llama.cpp itself, which docs/models/gguf.md says how to install
 	python -m benchmarks.gguf.check_reader
+	python -m benchmarks.gguf.compare_buffers
 	python -m benchmarks.gguf.llama_cpp_devices qwen3_moe > /tmp/llama_cpp_devices.jsonl
 	python -m benchmarks.gguf.check_receipts /tmp/llama_cpp_devices.jsonl
 	python -m benchmarks.gguf.check_routing $(LLAMA_CPP)

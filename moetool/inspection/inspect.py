@@ -72,10 +72,13 @@ def inspect_model(
     revision = reference.choose_revision(revision)
     if reference.kind is ModelKind.REPORTED:
         return _inspect_reported(reference, source)
-    if reference.kind is ModelKind.GGUF or _has_gguf_weights(reference, source):
+    is_gguf = reference.kind in (ModelKind.GGUF, ModelKind.HUB_GGUF)
+    if is_gguf or _has_gguf_weights(reference, source):
         from moetool.inspection.gguf.from_gguf import inspect_gguf
 
-        return inspect_gguf(reference, source=source, trust_remote_code=trust_remote_code)
+        return inspect_gguf(
+            reference, source=source, revision=revision, trust_remote_code=trust_remote_code
+        )
     subject = find_subject(reference, source=source, revision=revision)
     table: HeaderTable | None = None
     if subject.headers is not None:
