@@ -326,8 +326,13 @@ def _find_other_experts(
         # If the model itself is a block, its children may be routers.
         if is_block and "." not in path and not _has_many_matrices(module):
             continue
-        if not any(f"{layer.experts_path}.".startswith(f"{path}.") for layer in known):
+        if not any(_are_nested(path, layer.experts_path) for layer in known):
             yield path, module
+
+
+def _are_nested(path: str, other: str) -> bool:
+    """Return whether one of two modules is a part of the other."""
+    return f"{other}.".startswith(f"{path}.") or bool(other and path.startswith(f"{other}."))
 
 
 def _holds_experts(path: str, module: nn.Module) -> bool:
