@@ -158,7 +158,7 @@ def olmo_core(
         name=kind,
         num_experts=NUM_EXPERTS,
         hidden_size=INNER_SIZE,
-        capacity_factor=1.2 if kind == "default" else None,
+        capacity_factor=1.0 if kind == "default" else None,
         router=package.MoERouterConfig(top_k=TOP_K),
         lb_loss_weight=None,
         shared_mlp=feed_forward(hidden_size=INNER_SIZE, bias=False) if has_shared else None,

@@ -57,7 +57,7 @@ class Proof:
         is_used = outputs.are_used  # (num_tokens, top_k)
         if not bool(is_used.all()):
             # Hidden states of zero have outputs of zero too, whether an expert ran or not.
-            rows = replace_rows(rows, ~is_used.all(dim=1))
+            rows = replace_rows(rows, ~is_used.all(dim=1), seed=1)
             outputs = _ChoiceOutputs(call, rows)
             is_used = outputs.are_used
         if bool((ids.sort(dim=1).values.diff(dim=1) == 0).any()):
@@ -198,14 +198,15 @@ def _check_tokens(
             raise NotProvenError("a token's output does not depend on that token alone")
 
 
-def replace_rows(rows: torch.Tensor, is_replaced: torch.Tensor) -> torch.Tensor:
+def replace_rows(rows: torch.Tensor, is_replaced: torch.Tensor, *, seed: int = 0) -> torch.Tensor:
     """Return rows, some of them random ones of the same size.
 
     Args:
         rows: # (num_tokens, width)
         is_replaced: # (num_tokens,)
+        seed: Others give other rows.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(rows.shape, generator=generator, device="cpu").to(rows.device)
     size = rows.double().square().mean().sqrt()
     others = (drawn.double() * torch.where(size > 0, size, 1)).to(rows.dtype)
