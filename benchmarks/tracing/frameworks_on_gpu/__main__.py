@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -178,22 +178,28 @@ def main() -> int:
     folder, words = Path(sys.argv[1]), sys.argv[2:]
     folder.mkdir(parents=True, exist_ok=True)
     replaced = replace_missing_extensions()
-    found = []
+    found: list[Seen] = []
     for package, name, make, dtype, tolerance in CASES:
         if words and not any(word in f"{package} {name}" for word in words):
             continue
         seen = Seen(package, name, str(dtype), **look(make, dtype, tolerance))
         found.append(seen)
         print(f"{package} {name}: {seen.traced} {seen.reason or seen.difference}", flush=True)
+        write(folder / "frameworks.json", found, replaced)
+    return any(seen.traced == "wrong" for seen in found)
+
+
+def write(path: Path, found: Sequence[Seen], replaced: Sequence[str]) -> None:
+    """Write what was seen so far, with the versions of everything."""
+    packages = dict.fromkeys(seen.package for seen in found)
     result = {
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu",
         "versions": {"torch": torch.__version__, "triton": triton.__version__}
-        | {package: find_version(package) for package in dict.fromkeys(s.package for s in found)},
+        | {package: find_version(package) for package in packages},
         "replaced": replaced,
         "layers": [asdict(seen) for seen in found],
     }
-    (folder / "frameworks.json").write_text(json.dumps(result, indent=1) + "\n")
-    return any(seen.traced == "wrong" for seen in found)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def find_version(package: str) -> str | None:
