@@ -41,6 +41,7 @@ from moetool.tracing.recording.watch.operations.run import (
     ObservedRun,
     run_observed,
 )
+from moetool.tracing.recording.watch.output_factor import OutputFactorMeter
 from moetool.tracing.recording.watch.passed.experts_call import NotProvenError, find_rows
 from moetool.tracing.recording.watch.passed.read import PassedReader
 from moetool.tracing.recording.watch.routers import find_scores
@@ -60,7 +61,6 @@ class OperationsWatch:
     """
 
     def __init__(self, layer: MoeLayer, *, keep_scores: bool) -> None:
-        self.output_factor: float | None = 1.0
         self.router_path: str | None = None
         self.routing: str | None = None
         self._layer = layer
@@ -69,6 +69,12 @@ class OperationsWatch:
         self._is_sum_checked = False
         # Once it has read a call that operations don't show.
         self._reader: PassedReader | None = None
+        self._meter: OutputFactorMeter | None = None
+
+    @property
+    def output_factor(self) -> float | None:
+        """Factor by which the block multiplies the experts' sum, where weights don't include it."""
+        return 1.0 if self._reader is None or self._meter is None else self._meter.factor
 
     def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:
         """Place the hooks."""
@@ -77,6 +83,8 @@ class OperationsWatch:
         hooks.before(block, self._begin, with_kwargs=True)
         hooks.after(block, self._end(experts, report), with_kwargs=True)
         hooks.on_removal(self._forget)
+        self._meter = OutputFactorMeter(model, self._layer)
+        hooks.on_removal(self._meter.remove)
 
     def _forget(self) -> None:
         self._call = None
