@@ -48,7 +48,8 @@ def gated(first: torch.Tensor, third: torch.Tensor, second: torch.Tensor) -> Run
 
     def run(expert: int, rows: torch.Tensor) -> torch.Tensor:
         inner = F.silu(rows @ first[expert].double()) * (rows @ third[expert].double())
-        return inner @ second[expert].double()
+        output: torch.Tensor = inner @ second[expert].double()
+        return output
 
     return run
 
@@ -88,7 +89,8 @@ def megablocks(
         inner = F.gelu(rows @ first.double(), approximate="tanh")
         if mlp == "glu":
             inner = inner * (rows @ experts.v1.view(by_expert)[expert].T.double())
-        return inner @ second.double()
+        output: torch.Tensor = inner @ second.double()
+        return output
 
     return GpuLayer(
         block, run, "router", lambda found: (found[2], found[1]), has_drops=kind == "MoE"
@@ -201,7 +203,7 @@ def megatron(dispatcher: str, *, dtype: torch.dtype, device: str, **options: Any
         store = torch.distributed.HashStore()
         backend = "nccl" if device == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-        core.parallel_state.initialize_model_parallel()
+        core.parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
     config = importlib.import_module("megatron.core.transformer").TransformerConfig(
         num_layers=1,
         hidden_size=HIDDEN_SIZE,
@@ -235,7 +237,8 @@ def megatron(dispatcher: str, *, dtype: torch.dtype, device: str, **options: Any
             for linear in (experts[expert].linear_fc1, experts[expert].linear_fc2)
         )
         gate, plain = (rows @ first.T).chunk(2, dim=-1)
-        return (F.silu(gate) * plain) @ second.T
+        output: torch.Tensor = (F.silu(gate) * plain) @ second.T
+        return output
 
     def read(found: tuple[Any, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         weights, ids = found[0].topk(TOP_K)

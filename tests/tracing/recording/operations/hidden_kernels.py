@@ -44,7 +44,7 @@ class HiddenKernels(nn.Module):
     def kernel(self, rows: Array, weights: Array, ids: Array) -> Array:
         output = np.zeros_like(rows)
         for token, choice in np.ndindex(*ids.shape):
-            output[token] += weights[token, choice] * self.run(ids[token, choice], rows[token])
+            output[token] += weights[token, choice] * self.run(int(ids[token, choice]), rows[token])
         return output
 
     def run(self, expert: int, rows: Array) -> Array:
@@ -166,8 +166,9 @@ class MultipliesOutputs(HiddenKernels):
     """No sum over experts: the first choice's output decides what becomes of the second's."""
 
     def kernel(self, rows: Array, weights: Array, ids: Array) -> Array:
-        output: Array = super().kernel(rows, weights, ids)
-        return output * (1 + output)
+        total = super().kernel(rows, weights, ids)
+        output: Array = total * (1 + total)
+        return output
 
 
 class HiddenBlock(nn.Module):
