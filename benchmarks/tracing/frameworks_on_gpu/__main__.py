@@ -186,6 +186,8 @@ def main() -> int:
         found.append(seen)
         print(f"{package} {name}: {seen.traced} {seen.reason or seen.difference}", flush=True)
         write(folder / "frameworks.json", found, replaced)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return any(seen.traced == "wrong" for seen in found)
 
 

@@ -135,8 +135,10 @@ def scattermoe(kind: str, *, bias: bool, dtype: torch.dtype, device: str) -> Gpu
             inner = F.silu(gate) * plain
         else:
             inner = F.silu(inner)
-        output = inner @ second.weight[expert].T.double()
-        return output + second.bias[expert].double() if bias else output
+        output: torch.Tensor = inner @ second.weight[expert].T.double()
+        if bias:
+            output += second.bias[expert].double()
+        return output
 
     def read(found: tuple[Any, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         weights, ids = ScatterMoeBlock.route(found[0])

@@ -146,9 +146,10 @@ class _ChoiceOutputs:
 
 
 def find_rounding(call: ExpertsCall) -> float:
-    """Return the rounding of numbers that a call returns, relative to their size."""
-    dtypes = (call.rows.dtype, call.weights.dtype, call.seen.output.dtype)
-    rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
+    """Return the rounding of numbers that a call computes, relative to their size."""
+    parameters = (p for p in call.seen.module.parameters() if p.is_floating_point())
+    values = (call.rows, call.weights, call.seen.output, *parameters)
+    rounding = max(torch.finfo(value.dtype).eps for value in values)
     is_rounded = call.rows.is_cuda and torch.backends.cuda.matmul.allow_tf32
     return max(rounding, torch.finfo(torch.half).eps) if is_rounded else rounding
 
