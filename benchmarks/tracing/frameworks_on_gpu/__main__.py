@@ -8,7 +8,8 @@ token. Errors that are planted in the record have to be noticed. `FOLDER/framewo
 was seen; words choose layers whose names contain one of them.
 
 Frameworks that are not installed are left out. Extensions that are not built are replaced by plain
-torch, which `replaced.py` describes. Without a GPU, with `TRITON_INTERPRET=1`, it runs on the CPU.
+torch, which `replaced.py` describes. Without a GPU, with `TRITON_INTERPRET=1`, Triton's programs run in
+its interpreter, which gets products in bfloat16 wrong; Megatron-Core does not run.
 """
 
 from __future__ import annotations
@@ -16,129 +17,32 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 
-from benchmarks.tracing.frameworks_on_gpu import layers
+from benchmarks.tracing.frameworks_on_gpu.cases import CASES, DEVICE, SHAPE, Make
 from benchmarks.tracing.frameworks_on_gpu.layers import HIDDEN_SIZE, NUM_EXPERTS, GpuLayer
-from benchmarks.tracing.frameworks_on_gpu.replaced import replace_missing_extensions
+from benchmarks.tracing.frameworks_on_gpu.replaced import (
+    choose_first_settings,
+    replace_missing_extensions,
+)
 from moetool import RoutingRecorder
 from moetool.errors import MoetoolError
 from tests.tracing.oracle import UndeterminedError, find_difference, fit_weights
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPE = (2, 60) if DEVICE == "cuda" else (2, 6)
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-# Largest differences of weights from the fit: by Triton's products in TF32, and in few bits.
-PLAIN, TF32, FEW_BITS = 1e-4, 0.01, 0.04
-
-Make = Callable[[], GpuLayer]
-
-
-def _case(
-    package: str, name: str, make: Callable[..., GpuLayer], dtype: torch.dtype, tolerance: float
-) -> tuple[str, str, Make, torch.dtype, float]:
-    return package, name, partial(make, dtype=dtype, device=DEVICE), dtype, tolerance
-
-
-# By package: what its layer is, how it is made, its dtype, and the largest difference.
-CASES = [
-    _case(
-        "megablocks", "dMoE, grouped", partial(layers.megablocks, "dMoE", "grouped"), BF16, FEW_BITS
-    ),
-    _case(
-        "megablocks",
-        "dMoE, grouped, gated",
-        partial(layers.megablocks, "dMoE", "grouped", mlp="glu"),
-        BF16,
-        FEW_BITS,
-    ),
-    _case(
-        "megablocks", "dMoE, sparse", partial(layers.megablocks, "dMoE", "sparse"), BF16, FEW_BITS
-    ),
-    _case(
-        "megablocks",
-        "dMoE, sparse, gated",
-        partial(layers.megablocks, "dMoE", "sparse", mlp="glu"),
-        F16,
-        FEW_BITS,
-    ),
-    _case(
-        "megablocks", "MoE with capacity", partial(layers.megablocks, "MoE", "grouped"), F32, PLAIN
-    ),
-    _case(
-        "megablocks",
-        "MoE with capacity, in bfloat16",
-        partial(layers.megablocks, "MoE", "grouped"),
-        BF16,
-        FEW_BITS,
-    ),
-    _case("scattermoe", "MLP", partial(layers.scattermoe, "MLP", bias=False), F32, TF32),
-    _case(
-        "scattermoe",
-        "GLUMLP with biases",
-        partial(layers.scattermoe, "GLUMLP", bias=True),
-        F32,
-        TF32,
-    ),
-    _case(
-        "scattermoe",
-        "GLUMLP, in bfloat16",
-        partial(layers.scattermoe, "GLUMLP", bias=False),
-        BF16,
-        FEW_BITS,
-    ),
-    _case("ai2-olmo-core", "MoE with capacity", partial(layers.olmo_core, "default"), F32, PLAIN),
-    _case("ai2-olmo-core", "DroplessMoE", partial(layers.olmo_core, "dropless"), F32, FEW_BITS),
-    _case(
-        "ai2-olmo-core",
-        "DroplessMoE with a shared expert",
-        partial(layers.olmo_core, "dropless", has_shared=True),
-        F32,
-        FEW_BITS,
-    ),
-    _case(
-        "ai2-olmo-core",
-        "DroplessMoE without grouped_gemm",
-        partial(layers.olmo_core, "dropless", has_grouped=False),
-        F32,
-        PLAIN,
-    ),
-    _case("megatron-core", "MoELayer, alltoall", partial(layers.megatron, "alltoall"), F32, PLAIN),
-    _case(
-        "megatron-core",
-        "MoELayer, alltoall, in bfloat16",
-        partial(layers.megatron, "alltoall"),
-        BF16,
-        FEW_BITS,
-    ),
-    _case(
-        "megatron-core",
-        "MoELayer, alltoall with capacity",
-        partial(layers.megatron, "alltoall", moe_expert_capacity_factor=1.0),
-        F32,
-        PLAIN,
-    ),
-    _case(
-        "megatron-core", "MoELayer, allgather", partial(layers.megatron, "allgather"), F32, PLAIN
-    ),
-]
-
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of one layer.
+    """Facts about one recorded layer.
 
     Attributes:
         package: Name of its package.
@@ -178,6 +82,8 @@ def main() -> int:
     folder, words = Path(sys.argv[1]), sys.argv[2:]
     folder.mkdir(parents=True, exist_ok=True)
     replaced = replace_missing_extensions()
+    if DEVICE == "cpu":
+        choose_first_settings()
     found: list[Seen] = []
     for package, name, make, dtype, tolerance in CASES:
         if words and not any(word in f"{package} {name}" for word in words):
@@ -358,6 +264,4 @@ def compare(
 
 
 if __name__ == "__main__":
-    if "TRITON_INTERPRET" in os.environ:
-        torch.set_num_threads(1)
     raise SystemExit(main())

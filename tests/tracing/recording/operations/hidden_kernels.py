@@ -141,6 +141,18 @@ class SquaresWeights(HiddenKernels):
         return super().kernel(rows, weights**2, ids)
 
 
+class IgnoresWeights(HiddenKernels):
+    def kernel(self, rows: Array, weights: Array, ids: Array) -> Array:
+        return super().kernel(rows, np.ones_like(weights), ids)
+
+
+class AddsUnweighted(HiddenKernels):
+    """Adds half of what the first choice returned, whatever its weight is."""
+
+    def kernel(self, rows: Array, weights: Array, ids: Array) -> Array:
+        return super().kernel(rows, weights + np.array([0.5, 0]), ids)
+
+
 class RunsOthers(HiddenKernels):
     """Runs another expert on one token."""
 
@@ -177,7 +189,7 @@ class HiddenBlock(nn.Module):
     def __init__(self, make: Callable[[], nn.Module] = HiddenKernels) -> None:
         super().__init__()
         self.gate = nn.Linear(HIDDEN_SIZE, NUM_EXPERTS, bias=False)
-        self.experts = make()
+        self.experts: Any = make()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return call(self.experts, hidden_states, *self.route(hidden_states))
@@ -250,6 +262,11 @@ EXACT: dict[str, Callable[[], HiddenBlock]] = {
 # By what they do: the block, and the reason why it is refused.
 REFUSED: dict[str, tuple[Callable[[], HiddenBlock], str]] = {
     "other weights": (with_experts(SquaresWeights), "they apply other weights"),
+    "no weights": (with_experts(IgnoresWeights), "don't depend on the weights"),
+    "outputs without weights": (
+        with_experts(AddsUnweighted),
+        "scaling none of their matrices",
+    ),
     "another expert": (with_experts(RunsOthers), "they run other experts"),
     "swapped tokens": (with_experts(SwapsTokens), "does not depend on that token alone"),
     "mixed tokens": (with_experts(MixesTokens), "does not depend on that token alone"),

@@ -145,7 +145,7 @@ def replaying(block: nn.Module, random: list[torch.Tensor]) -> Iterator[None]:
     """Let a block run again, without gradients and hooks, and leave it as it was.
 
     Args:
-        block: The block.
+        block: Any module.
         random: States of the random generators that it draws from.
     """
     with ExitStack() as stack:

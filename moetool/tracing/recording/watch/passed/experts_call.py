@@ -21,7 +21,7 @@ class SeenCall:
     """A call of a module as it was seen.
 
     Attributes:
-        module: The module.
+        module: The one that was called.
         forward: Its own forward.
         args: Copies of what it received.
         kwargs: The same.
@@ -134,9 +134,9 @@ def list_candidates(seen: SeenCall, *, num_experts: int) -> Iterator[ExpertsCall
             continue
         num_tokens = ids.numel() // ids.shape[-1]
         for weights in _of_shape(numbers, ids.shape):
-            rows = next((v for v in numbers if v is not weights), None)
-            if rows is not None and rows.numel() == num_tokens * rows.shape[-1]:
-                yield ExpertsCall(seen, rows, ids, weights)
+            for rows in numbers:
+                if rows is not weights and rows.numel() == num_tokens * rows.shape[-1]:
+                    yield ExpertsCall(seen, rows, ids, weights)
 
 
 def _of_shape(tensors: Sequence[torch.Tensor], shape: torch.Size) -> list[torch.Tensor]:

@@ -5,8 +5,8 @@ compiled kernels:
 
 - With the weight of one choice alone, they return that choice's output. By the weights received,
   these outputs add up to what the experts returned.
-- Scaling the last matrices of one expert, by a factor of its own, scales the outputs of the choices
-  that name this expert, and no others.
+- Scaling the last matrices of an expert scales the outputs of the choices that name this expert, and
+  nothing else.
 - Other hidden states of some tokens change the outputs of these tokens, and no others.
 """
 
@@ -64,6 +64,8 @@ class Proof:
             raise NotProvenError("a token has an expert twice")
         subsets = list_subsets(rows, is_first=self._last is None)
         if self._last is None:
+            if not bool(is_used.any()):
+                raise NotProvenError("their outputs don't depend on the weights that they receive")
             self._last = self._find_last(call, rows, outputs)
         self._check_experts(call, rows, outputs, ids)
         _check_tokens(call, rows, subsets, is_used)
@@ -88,7 +90,7 @@ class Proof:
                 with scaled(last, twice):
                     if outputs.are_scaled(_ChoiceOutputs(call, rows), outputs.ones * 2):
                         return last
-        raise NotProvenError("no matrix of its experts comes last")
+        raise NotProvenError("scaling none of their matrices scales the outputs of choices alone")
 
     def _check_experts(
         self, call: ExpertsCall, rows: torch.Tensor, outputs: _ChoiceOutputs, ids: torch.Tensor
@@ -132,7 +134,7 @@ class _ChoiceOutputs:
         self._rounding = find_rounding(call)
 
     def are_scaled(self, others: _ChoiceOutputs, factors: torch.Tensor) -> bool:
-        """Return whether other outputs are these, multiplied by factors.
+        """Return whether other outputs are these, multiplied by factors, and the rest is the same.
 
         Args:
             others: Of the same call and rows.
@@ -142,7 +144,9 @@ class _ChoiceOutputs:
         sizes = expected.abs().amax(dim=2, keepdim=True)
         constants = self.constant.abs() + others.constant.abs()
         limits = _ROUNDINGS * self._rounding * (sizes + constants)
-        return bool(((others.by_choice - expected).abs() <= limits).all())
+        is_same = (others.constant - self.constant).abs() <= _ROUNDINGS * self._rounding * constants
+        is_scaled = (others.by_choice - expected).abs() <= limits
+        return bool(is_same.all()) and bool(is_scaled.all())
 
 
 def find_rounding(call: ExpertsCall) -> float:
@@ -155,7 +159,7 @@ def find_rounding(call: ExpertsCall) -> float:
 
 
 def list_subsets(rows: torch.Tensor, *, is_first: bool) -> Iterator[torch.Tensor]:
-    """Yield sets of tokens; in the first call, each two tokens are told apart by one of them.
+    """Yield sets of tokens; in the first call, one of them separates each two tokens.
 
     Args:
         rows: # (num_tokens, width)

@@ -56,7 +56,7 @@ class PassedReader:
 
     Args:
         layer: The routed layer.
-        block: Its block.
+        block: The module that holds its router and experts.
     """
 
     def __init__(self, layer: MoeLayer, block: nn.Module) -> None:
