@@ -64,6 +64,7 @@ class OperationsWatch:
         self.router_path: str | None = None
         self.routing: str | None = None
         self._layer = layer
+        self._name = layer.block_path
         self._keep_scores = keep_scores
         self._call: BlockCall | None = None
         self._is_sum_checked = False
@@ -79,6 +80,7 @@ class OperationsWatch:
     def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:
         """Place the hooks."""
         block = model.get_submodule(self._layer.block_path)
+        self._name = self._layer.block_path or type(block).__name__
         experts = model.get_submodule(self._layer.experts_path)
         hooks.before(block, self._begin, with_kwargs=True)
         hooks.after(block, self._end(experts, report), with_kwargs=True)
@@ -281,9 +283,8 @@ class OperationsWatch:
         return None
 
     def _unreadable(self, because: str) -> UntraceableError:
-        name = self._layer.block_path or "the model itself"
         return UntraceableError(
-            f"Can't tell what {name} routes: {because}.",
+            f"Can't tell what {self._name} routes: {because}.",
             hint="moetool records blocks that send each token's hidden state to its experts and "
             "add up their outputs by weight.",
         )
