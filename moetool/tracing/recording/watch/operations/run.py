@@ -140,26 +140,6 @@ def run_observed(
     raise ValueError("it does not return hidden states")
 
 
-@contextmanager
-def replaying(block: nn.Module, random: list[torch.Tensor]) -> Iterator[None]:
-    """Let a block run again, without gradients and hooks, and leave it as it was.
-
-    Args:
-        block: Any module.
-        random: States of the random generators that it draws from.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        devices = list_devices(block)
-        stack.enter_context(kept_states(devices))
-        restore_states(devices, random)
-        for module in block.modules():
-            stack.enter_context(kept_as_it_is(module))
-            stack.enter_context(without_hooks(module))
-        yield
-
-
 def _keep_outputs(
     block: nn.Module,
     parts: list[tuple[torch.Tensor, GradientEdge]],
@@ -186,3 +166,23 @@ def _keep_outputs(
     for path, module in block.named_modules():
         if path and not any(id(parameter) in experts for parameter in module.parameters()):
             module.register_forward_hook(keep(path, is_part="." not in path))
+
+
+@contextmanager
+def replaying(block: nn.Module, random: list[torch.Tensor]) -> Iterator[None]:
+    """Let a block run again, without gradients and hooks, and leave it as it was.
+
+    Args:
+        block: Any module.
+        random: States of the random generators that it draws from.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        devices = list_devices(block)
+        stack.enter_context(kept_states(devices))
+        restore_states(devices, random)
+        for module in block.modules():
+            stack.enter_context(kept_as_it_is(module))
+            stack.enter_context(without_hooks(module))
+        yield
