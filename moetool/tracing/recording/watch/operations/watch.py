@@ -11,15 +11,13 @@ in what the experts return, and the run must give the output of the call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
-from moetool.anatomy.routing.walk import join_path
 from moetool.errors import UntraceableError
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.hooks import Hooks
@@ -41,9 +39,6 @@ from moetool.tracing.recording.watch.operations.run import (
     ObservedRun,
     run_observed,
 )
-from moetool.tracing.recording.watch.output_factor import OutputFactorMeter
-from moetool.tracing.recording.watch.passed.experts_call import NotProvenError, find_rows
-from moetool.tracing.recording.watch.passed.read import PassedReader
 from moetool.tracing.recording.watch.routers import find_scores
 from moetool.tracing.recording.watch.separate.random_states import list_devices, read_states
 
@@ -68,14 +63,11 @@ class OperationsWatch:
         self._keep_scores = keep_scores
         self._call: BlockCall | None = None
         self._is_sum_checked = False
-        # Once it has read a call that operations don't show.
-        self._reader: PassedReader | None = None
-        self._meter: OutputFactorMeter | None = None
 
     @property
     def output_factor(self) -> float | None:
-        """Factor by which the block multiplies the experts' sum, where weights don't include it."""
-        return 1.0 if self._reader is None or self._meter is None else self._meter.factor
+        """Factor by which the block multiplies the experts' sum: weights include it."""
+        return 1.0
 
     def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:
         """Place the hooks."""
@@ -85,8 +77,6 @@ class OperationsWatch:
         hooks.before(block, self._begin, with_kwargs=True)
         hooks.after(block, self._end(experts, report), with_kwargs=True)
         hooks.on_removal(self._forget)
-        self._meter = OutputFactorMeter(model, self._layer)
-        hooks.on_removal(self._meter.remove)
 
     def _forget(self) -> None:
         self._call = None
@@ -106,23 +96,19 @@ class OperationsWatch:
             call = self._call
             assert call is not None
             self._forget()
-            if self._reader is not None:
-                decision = self._read_passed(self._reader, call, args, kwargs, output)
-            else:
-                try:
-                    decision = self._observe(block, experts, call, args, kwargs, output)
-                except UntraceableError as refusal:
-                    if self._is_sum_checked:
-                        raise
-                    # Compiled kernels hide their operations.
-                    reader = PassedReader(self._layer, block)
-                    decision = self._read_passed(reader, call, args, kwargs, output, refusal)
-                    self._reader = reader
+            try:
+                decision = self._decide(block, experts, call, args, kwargs, output)
+            except UntraceableError:
+                raise
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                raise self._explain(error) from error
             report(self._layer, decision)
 
         return hook
 
-    def _observe(
+    def _decide(
         self,
         block: nn.Module,
         experts: nn.Module,
@@ -131,77 +117,28 @@ class OperationsWatch:
         kwargs: dict[str, Any],
         output: Any,
     ) -> Decision:
-        """Return the decision that the block's operations show."""
+        """Return the decision of a call of the block."""
         labels = list(label_parameters(experts, num_experts=self._layer.num_experts))
         is_first = not self._is_sum_checked
-        with self._refused():
-            run = run_observed(block, call, args, kwargs, labels=labels, keeps_outputs=is_first)
-            self._check_output(run.output.detach(), output)
-            finals = read_finals(run)
-            decision = self._read(run, finals)
-            if is_first:
-                numbers = [product.number for product in run.finals]
-                scaled = run_observed(block, call, args, kwargs, labels=labels, scaled=numbers)
-                self._check_sum(run, finals or [], scaled)
+        run = run_observed(block, call, args, kwargs, labels=labels, keeps_outputs=is_first)
+        self._check_output(run.output, output)
+        finals = read_finals(run)
+        decision = self._read(run, finals)
+        if is_first:
+            numbers = [product.number for product in run.finals]
+            scaled = run_observed(block, call, args, kwargs, labels=labels, scaled=numbers)
+            self._check_sum(run, finals or [], scaled)
         return decision
 
-    def _read_passed(
-        self,
-        reader: PassedReader,
-        call: BlockCall,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-        refusal: UntraceableError | None = None,
-    ) -> Decision:
-        """Return the decision that the block passes to its experts.
+    def _check_output(self, rows: torch.Tensor, output: Any) -> None:
+        """Check that a second run returned what the call returned.
 
         Args:
-            refusal: The reason why its operations don't show it.
-        """
-        try:
-            with self._refused():
-                passed = reader.read(call, args, kwargs)
-        except UntraceableError as error:
-            if refusal is None:
-                raise
-            refusal.facts = (*refusal.facts, f"seen: {error.message}")
-            raise refusal from error
-        if passed is None:
-            raise refusal or self._unreadable("its experts receive no ids and weights this time")
-        rows = find_rows(passed.output, num_tokens=call.num_tokens)
-        assert rows is not None
-        self._check_output(rows.reshape(call.num_tokens, -1), output)
-        ids = passed.decision.experts
-        is_dense = ids.shape[1] == self._layer.num_experts and bool((ids >= 0).all())
-        self.routing = "dense" if is_dense else "token_choice"
-        scores = self._find_scores(passed.outputs, num_tokens=call.num_tokens)
-        if passed.router is not None:
-            self.router_path = join_path(self._layer.block_path, passed.router)
-        return passed.decision._replace(scores=scores)
-
-    @contextmanager
-    def _refused(self) -> Iterator[None]:
-        """Turn whatever ends a second run of the block into one error."""
-        try:
-            yield
-        except (NotObservedError, NotProvenError, ValueError) as error:
-            raise self._unreadable(str(error)) from error
-        except UntraceableError:
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            raise self._unreadable(f"a second run of it ends in {error!r}") from error
-
-    def _check_output(self, now: torch.Tensor, output: Any) -> None:
-        """Check that the second run returned what the call returned.
-
-        Args:
-            now: # (num_tokens, hidden_size)
+            rows: Of the second run. # (num_tokens, hidden_size)
             output: Of the call.
         """
         values: Sequence[Any] = output if isinstance(output, tuple | list) else (output,)
+        now = rows.detach()
         for value in values:
             if isinstance(value, torch.Tensor) and value.numel() == now.numel():
                 before = value.detach().reshape(now.shape)
@@ -278,9 +215,19 @@ class OperationsWatch:
             scores = find_scores(output, num_tokens, num_experts=num_experts)
             if scores is None or scores.shape[1] != num_experts:
                 continue
-            self.router_path = join_path(self._layer.block_path, path)
+            block = self._layer.block_path
+            self.router_path = f"{block}.{path}" if block else path
             return scores if self._keep_scores else None
         return None
+
+    def _explain(self, error: Exception) -> UntraceableError:
+        """Return the refusal that follows from what ended a second run."""
+        if isinstance(error, UntraceableError):
+            return error
+        is_sentence = isinstance(error, NotObservedError | ValueError)
+        return self._unreadable(
+            str(error) if is_sentence else f"a second run of it ends in {error!r}"
+        )
 
     def _unreadable(self, because: str) -> UntraceableError:
         return UntraceableError(

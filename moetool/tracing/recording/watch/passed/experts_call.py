@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from moetool.tracing.recording.watch.operations.observer import NotObservedError
 from moetool.tracing.recording.watch.separate.random_states import restore_states
 
 
-class NotProvenError(Exception):
+class NotProvenError(NotObservedError):
     """The experts do something else with what they received than the decision says."""
 
 
