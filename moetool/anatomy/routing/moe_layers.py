@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from moetool.anatomy.routing.proposed.expert_groups import ExpertGroup, find_expert_groups
 from moetool.anatomy.routing.proposed.expert_modules import ExpertModules, find_expert_modules
+from moetool.anatomy.routing.proposed.other_experts import find_other_experts
 from moetool.anatomy.routing.routing_signs import RoutingSign, describe_signs, find_routing_signs
 from moetool.anatomy.routing.rules import (
     RoutingRule,
@@ -19,7 +20,7 @@ from moetool.anatomy.routing.rules import (
     stacked_parameters,
 )
 from moetool.anatomy.routing.shards import count_shards
-from moetool.anatomy.routing.walk import find_holder, join_path, walk_modules
+from moetool.anatomy.routing.walk import find_holder, join_path
 from moetool.choices import take_numbers
 from moetool.errors import DenseModelError, UntraceableError, UsageError
 
@@ -179,12 +180,10 @@ def _describe_proposed(found: ExpertGroup | ExpertModules) -> MoeLayer:
 
 def _find_rest(model: nn.Module, layers: tuple[MoeLayer, ...]) -> FoundExperts:
     """Return routed layers, with everything else that may be experts."""
-    unreadable = tuple(path for path, _ in _find_other_experts(model, known=layers))
-    signs = find_routing_signs(
-        model,
-        blocks={layer.block_path for layer in layers},
-        experts={layer.experts_path for layer in layers},
-    )
+    blocks = {layer.block_path for layer in layers}
+    experts = {layer.experts_path for layer in layers}
+    unreadable = tuple(find_other_experts(model, blocks=blocks, experts=experts))
+    signs = find_routing_signs(model, blocks=blocks, experts=experts)
     return FoundExperts(layers, unreadable, signs)
 
 
@@ -311,40 +310,3 @@ def _tell_apart(layers: tuple[MoeLayer, ...]) -> tuple[MoeLayer, ...]:
         else layer
         for layer in named
     )
-
-
-def _find_other_experts(
-    model: nn.Module, *, known: Iterable[MoeLayer]
-) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules that hold experts and belong to none of the known routed layers.
-
-    A module belongs to a layer if it contains its experts or is a part of its block: routers and
-    blocks have a `num_experts` too, and wrappers may hold a router under a second path.
-    """
-    known = list(known)
-    blocks = {layer.block_path for layer in known}
-    parts = {id(part) for path in blocks - {""} for part in model.get_submodule(path).modules()}
-    for path, module in walk_modules(model, closed=blocks - {""}):
-        if not path or id(module) in parts or not _holds_experts(path, module):
-            continue
-        # If the model itself is a block, its children may be routers.
-        if "" in blocks and "." not in path and not _has_many_matrices(module):
-            continue
-        if not any(f"{layer.experts_path}.".startswith(f"{path}.") for layer in known):
-            yield path, module
-
-
-def _holds_experts(path: str, module: nn.Module) -> bool:
-    num_experts = getattr(module, "num_experts", None)
-    if isinstance(num_experts, int) and num_experts > 1:
-        return True
-    if isinstance(module, nn.ModuleDict | nn.ModuleList):
-        return path.rpartition(".")[2] == "experts" and len(module) > 1
-    return type(module).__name__.endswith("Experts") and any(True for _ in module.parameters())
-
-
-def _has_many_matrices(module: nn.Module) -> bool:
-    """Return whether a module could hold experts: it stacks matrices, or lists modules."""
-    if any(isinstance(inner, nn.ModuleDict | nn.ModuleList) for inner in module.modules()):
-        return True
-    return any(parameter.dim() > 2 for parameter in module.parameters())

@@ -57,7 +57,7 @@ def find_expert_groups(model: nn.Module, *, closed: Collection[str]) -> Iterator
             continue
         if f"{path}.".startswith(of_updates):
             continue
-        levels = _find_levels(path, module)
+        levels = _find_levels(path, module, model.get_submodule(path.rpartition(".")[0]))
         block_path = _find_block(model, path, module, levels) if levels else None
         if block_path is not None and not _calls_itself(model, path, module, block_path):
             inside.append(path)
@@ -74,7 +74,7 @@ def _calls_itself(model: nn.Module, path: str, experts: nn.Module, block_path: s
     return caller == block_path
 
 
-def _find_levels(path: str, module: nn.Module) -> tuple[int, ...]:
+def _find_levels(path: str, module: nn.Module, parent: nn.Module) -> tuple[int, ...]:
     """Return the number of experts that a module holds itself; by level if they are in groups."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         name = path.rpartition(".")[2]
@@ -91,7 +91,7 @@ def _find_levels(path: str, module: nn.Module) -> tuple[int, ...]:
     found = [levels for levels, count in stacks.items() if count >= _FEWEST_STACKS]
     if len(found) == 1 and math.prod(found[0]) > 1:
         return found[0]
-    num_experts = _count_in_rows(module)
+    num_experts = _count_in_rows(module, parent) or _count_in_children(module)
     return (num_experts,) if num_experts else ()
 
 
@@ -102,12 +102,30 @@ def _are_experts(name: str, modules: list[nn.Module]) -> bool:
     return EXPERT_WORD.search(name) is not None or not STACK.search(name)
 
 
-def _count_in_rows(module: nn.Module) -> int:
-    """Return how many experts share the rows of a module's matrices, by its own word, or 0."""
+def _count_in_rows(module: nn.Module, parent: nn.Module) -> int:
+    """Return how many experts share the rows of a module's matrices, by its own word, or 0.
+
+    The module that holds it may speak for it.
+    """
+    for speaker in (module, parent):
+        num_experts = getattr(speaker, "num_experts", None)
+        if isinstance(num_experts, int) and num_experts > 1:
+            stacks = list(list_flat_stacks(module, num_experts))
+            return num_experts if len(stacks) >= _FEWEST_STACKS else 0
+    return 0
+
+
+def _count_in_children(module: nn.Module) -> int:
+    """Return how many experts a module says that its children stack, a matrix of each in each, or 0."""
     num_experts = getattr(module, "num_experts", None)
     if not isinstance(num_experts, int) or num_experts < 2:
         return 0
-    return num_experts if len(list(list_flat_stacks(module, num_experts))) >= _FEWEST_STACKS else 0
+    stacks = [
+        child
+        for child in module.children()
+        if any(parameter.shape[:-2] == (num_experts,) for parameter in child.parameters(False))
+    ]
+    return num_experts if len(stacks) >= _FEWEST_STACKS else 0
 
 
 def list_flat_stacks(module: nn.Module, num_experts: int) -> Iterator[nn.Parameter]:

@@ -185,6 +185,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for value in (*tensors_in(result), *changed):
             key = storage_of(value)
             self._sources[key] = self._sources.get(key, frozenset()) | sources
+            # Some tensors get other memory later.
+            self._kept.append(value.untyped_storage())
 
     def _note_choice(self, operation: Any, args: Any, kwargs: Any, *, is_derived: bool) -> None:
         if is_derived and name_of(operation) == "topk":
@@ -226,13 +228,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._labels[id(result)] = Label(experts, label.roots)
                 return
 
-    def _meet(
-        self,
-        operation: Any,
-        args: Any,
-        kwargs: Any,
-        sources: frozenset[int],
-    ) -> Any:
+    def _meet(self, operation: Any, args: Any, kwargs: Any, sources: frozenset[int]) -> Any:
         """Run an operation on rows and weights, and note it."""
         name = name_of(operation)
         given = tensors_in(args, kwargs)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,11 @@ class BlockCall:
     given: torch.Tensor
     hidden: torch.Tensor
     random: list[torch.Tensor]
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens."""
+        return self.hidden.numel() // self.hidden.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -118,17 +123,10 @@ def run_observed(
         ValueError: The block returns no hidden states.
     """
     width = call.hidden.shape[-1]
-    num_tokens = call.hidden.numel() // width
+    num_tokens = call.num_tokens
     experts = {id(parameter) for parameter, _ in labels}
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        devices = list_devices(block)
-        stack.enter_context(kept_states(devices))
-        restore_states(devices, call.random)
-        for module in block.modules():
-            stack.enter_context(kept_as_it_is(module))
-            stack.enter_context(without_hooks(module))
+        stack.enter_context(replaying(block, call.random))
         parts: list[tuple[torch.Tensor, GradientEdge]] = []
         outputs: dict[str, Any] = {}
         _keep_outputs(block, parts, outputs, experts=experts, num_tokens=num_tokens)
@@ -192,3 +190,23 @@ def _keep_outputs(
     for path, module in block.named_modules():
         if path and not any(id(parameter) in experts for parameter in module.parameters()):
             module.register_forward_hook(keep(path, is_part="." not in path))
+
+
+@contextmanager
+def replaying(block: nn.Module, random: list[torch.Tensor]) -> Iterator[None]:
+    """Let a block run again, without gradients and hooks, and leave it as it was.
+
+    Args:
+        block: Any module.
+        random: States of the random generators that it draws from.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        devices = list_devices(block)
+        stack.enter_context(kept_states(devices))
+        restore_states(devices, random)
+        for module in block.modules():
+            stack.enter_context(kept_as_it_is(module))
+            stack.enter_context(without_hooks(module))
+        yield

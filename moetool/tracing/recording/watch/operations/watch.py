@@ -12,7 +12,7 @@ in what the experts return, and the run must give the output of the call.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +61,6 @@ class OperationsWatch:
     """
 
     def __init__(self, layer: MoeLayer, *, keep_scores: bool) -> None:
-        self.output_factor: float | None = 1.0
         self.router_path: str | None = None
         self.routing: str | None = None
         self.weighs_input = False
@@ -70,6 +69,11 @@ class OperationsWatch:
         self._keep_scores = keep_scores
         self._call: BlockCall | None = None
         self._is_sum_checked = False
+
+    @property
+    def output_factor(self) -> float | None:
+        """Factor by which the block multiplies the experts' sum: weights include it."""
+        return 1.0
 
     def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:
         """Place the hooks."""
@@ -98,44 +102,58 @@ class OperationsWatch:
             call = self._call
             assert call is not None
             self._forget()
-            is_update = bool(list_updates(experts))
-            labels = list(label_parameters(experts, num_experts=self._layer.num_experts))
             try:
-                is_first = not self._is_sum_checked
-                observe = functools.partial(
-                    run_observed,
-                    block,
-                    call,
-                    args,
-                    kwargs,
-                    labels=labels,
-                    num_experts=self._layer.num_experts,
-                    shares_layers=is_update,
-                )
-                run = observe(keeps_outputs=is_first)
-                self._check_output(run, output)
-                finals = read_finals(run)
-                decision = self._read(run, finals)
-                if is_first:
-                    numbers = [product.number for product in run.finals]
-                    self._check_sum(run, finals or [], observe(scaled=numbers))
-                    self._check_parts(run, observe)
-            except (NotObservedError, ValueError) as error:
-                raise self._unreadable(str(error)) from error
+                decision = self._decide(block, experts, call, args, kwargs, output)
             except UntraceableError:
                 raise
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                raise self._unreadable(f"a second run of it ends in {error!r}") from error
+                raise self._explain(error) from error
             report(self._layer, decision)
 
         return hook
 
-    def _check_output(self, run: ObservedRun, output: Any) -> None:
-        """Check that the second run returned what the call returned."""
+    def _decide(
+        self,
+        block: nn.Module,
+        experts: nn.Module,
+        call: BlockCall,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> Decision:
+        """Return the decision of a call of the block."""
+        is_first = not self._is_sum_checked
+        observe = functools.partial(
+            run_observed,
+            block,
+            call,
+            args,
+            kwargs,
+            labels=list(label_parameters(experts, num_experts=self._layer.num_experts)),
+            num_experts=self._layer.num_experts,
+            shares_layers=bool(list_updates(experts)),
+        )
+        run = observe(keeps_outputs=is_first)
+        self._check_output(run.output, output)
+        finals = read_finals(run)
+        decision = self._read(run, finals)
+        if is_first:
+            numbers = [product.number for product in run.finals]
+            self._check_sum(run, finals or [], observe(scaled=numbers))
+            self._check_parts(run, observe)
+        return decision
+
+    def _check_output(self, rows: torch.Tensor, output: Any) -> None:
+        """Check that a second run returned what the call returned.
+
+        Args:
+            rows: Of the second run. # (num_tokens, hidden_size)
+            output: Of the call.
+        """
         values: Sequence[Any] = output if isinstance(output, tuple | list) else (output,)
-        now = run.output.detach()
+        now = rows.detach()
         tensors = (value for value in values if isinstance(value, torch.Tensor))
         before = (
             value.detach().reshape(now.shape) for value in tensors if value.numel() == now.numel()
@@ -180,7 +198,8 @@ class OperationsWatch:
         routing = Routing.DENSE if is_dense else Routing.TOKEN_CHOICE
         seen = Routing.EXPERT_CHOICE if is_choice_of_experts else routing
         self.routing = join_routing(self.routing, seen.value)
-        return Decision(ids, chosen, self._find_scores(run))
+        scores = self._find_scores(run.outputs, num_tokens=len(run.output))
+        return Decision(ids, chosen, scores)
 
     def _check_sum(self, run: ObservedRun, finals: Sequence[Final], scaled: ObservedRun) -> None:
         """Check, once, that the weights explain all that experts add, and don't depend on it.
@@ -216,17 +235,31 @@ class OperationsWatch:
         if not _are_same(run.output.detach(), others.output.detach()):
             raise self._unreadable(_MIXES_OUTPUTS)
 
-    def _find_scores(self, run: ObservedRun) -> torch.Tensor | None:
-        """Note which module is the router, and return its scores if they are wanted."""
+    def _find_scores(self, outputs: Mapping[str, Any], *, num_tokens: int) -> torch.Tensor | None:
+        """Note which module is the router, and return its scores if they are wanted.
+
+        Args:
+            outputs: What the block's modules returned, by path in the block.
+            num_tokens: Number of tokens.
+        """
         num_experts = self._layer.num_experts
-        for path, output in run.outputs.items():
-            scores = find_scores(output, len(run.output), num_experts=num_experts)
+        for path, output in outputs.items():
+            scores = find_scores(output, num_tokens, num_experts=num_experts)
             if scores is None or scores.shape[1] != num_experts:
                 continue
             block = self._layer.block_path
             self.router_path = f"{block}.{path}" if block else path
             return scores if self._keep_scores else None
         return None
+
+    def _explain(self, error: Exception) -> UntraceableError:
+        """Return the refusal that follows from what ended a second run."""
+        if isinstance(error, UntraceableError):
+            return error
+        is_sentence = isinstance(error, NotObservedError | ValueError)
+        return self._unreadable(
+            str(error) if is_sentence else f"a second run of it ends in {error!r}"
+        )
 
     def _unreadable(self, because: str) -> UntraceableError:
         return UntraceableError(
