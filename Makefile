@@ -79,11 +79,16 @@ families-on-all: families  ## Prove them, and the recorder, on older supported t
 		$$venv/bin/python -m pytest tests/anatomy tests/families tests/tracing; \
 	done
 
-# Without their dependencies, which ask for other versions of torch and for GPUs.
+# Without their dependencies, which ask for other versions of torch and for GPUs. The older torchtitan
+# weighs what experts receive. Tutel is not on PyPI: TUTEL=URL-or-folder builds it for the CPU.
+FRAMEWORKS := .venv-frameworks
 frameworks:  ## Prove the layers of other frameworks, in a separate environment
-	python -m venv .venv-frameworks
-	.venv-frameworks/bin/pip install -q -c constraints.txt -e ".[dev]"
-	.venv-frameworks/bin/pip install -q wheel setuptools
-	DS_BUILD_OPS=0 .venv-frameworks/bin/pip install -q --no-deps --no-build-isolation \
+	python -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/pip install -q -c constraints.txt -e ".[dev]"
+	$(FRAMEWORKS)/bin/pip install -q wheel setuptools
+	DS_BUILD_OPS=0 $(FRAMEWORKS)/bin/pip install -q --no-deps --no-build-isolation \
 		$$(python tools/list_extra.py frameworks)
-	.venv-frameworks/bin/python -m tests.frameworks.prove
+	$(FRAMEWORKS)/bin/pip install -q --no-deps --target $(FRAMEWORKS)/older torchtitan==0.2.2
+	$(if $(TUTEL),NO_CUDA=1 $(FRAMEWORKS)/bin/pip install -q --no-deps --no-build-isolation $(TUTEL))
+	$(FRAMEWORKS)/bin/python -m tests.frameworks.prove
+	PYTHONPATH=$(FRAMEWORKS)/older $(FRAMEWORKS)/bin/python -m tests.frameworks.prove score_before
