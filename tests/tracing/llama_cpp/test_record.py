@@ -124,6 +124,19 @@ def test_what_fails_on_the_way_leaves_no_trace(
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.usefixtures("planted")
+def test_rows_go_to_stdout_once_all_are_known(
+    path: Path, tmp_path: Path, run_moetool: RunMoetool
+) -> None:
+    target = tmp_path / "t.csv"
+    assert run_moetool("route-trace", path, "--prompt", "text", "-o", target).returncode == 0
+    done = run_moetool("route-trace", path, "--prompt", "text", "--format", "csv")
+    assert done.stdout == target.read_text()
+    assert "rows to stdout" in done.stderr
+    failed = run_moetool("route-trace", path, "--prompt", "please crash", "--format", "csv")
+    assert (failed.returncode, failed.stdout) == (5, "")
+
+
 def test_a_dense_file_is_not_run(tmp_path: Path) -> None:
     tensors = {name: each for name, each in moe_tensors().items() if "exps" not in name}
     path = write_gguf(tmp_path / "dense.gguf", moe_metadata(expert_count=0), tensors)

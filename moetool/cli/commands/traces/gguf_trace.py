@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from moetool.cli.observer import TerminalObserver
 from moetool.cli.options.route_trace import gguf
 from moetool.cli.output import see_terminal
 from moetool.errors import UsageError
+from moetool.wording import number_of
 
 if TYPE_CHECKING:
     from moetool.checkpoint.reference import ModelReference
@@ -27,7 +30,6 @@ def choose_options(
     common: TraceOptions,
     others: Mapping[str, object],
     *,
-    output: Path | None,
     processes: Processes,
 ) -> LlamaCppOptions | None:
     """Return how llama.cpp is to trace a model; None if it is not a GGUF file.
@@ -37,12 +39,10 @@ def choose_options(
         own: See `gguf.read_options`, as the next two.
         common: Those of all models.
         others: Further options.
-        output: Where the trace goes.
         processes: Those of the run.
 
     Raises:
-        UsageError: An option of the other kind of model is given, there is no output, or there are
-            several processes.
+        UsageError: An option of the other kind of model is given, or there are several processes.
     """
     from moetool.checkpoint.reference import ModelKind
 
@@ -50,10 +50,6 @@ def choose_options(
         gguf.refuse_own(own)
         return None
     options = gguf.read_options(own, common, others)
-    if output is None:
-        raise UsageError(
-            "The trace of a GGUF file needs a file to go to.", hint="Name one with --output."
-        )
     if processes.are_several:
         raise UsageError(
             "A GGUF file is traced by one process.", hint="Run the command without torchrun."
@@ -70,15 +66,30 @@ def trace_file(
     *,
     force: bool,
 ) -> None:
-    """Trace a file, and say on stderr what was written."""
+    """Trace a file, and say on stderr what was written.
+
+    Rows for stdout are written there once all are known, so that a crash of llama.cpp leaves none.
+    """
     from moetool.library.trace_gguf import trace_gguf
     from moetool.report.imports import RESULT_RENDERERS
     from moetool.report.renderer import ReportFormat
 
     assert reference.path is not None
-    assert sink.target is not None
     observer.step("running llama.cpp")
-    result = trace_gguf(reference.path, prompts, sink.target, options=options, overwrite=force)
-    if not observer.is_quiet:
-        shown = RESULT_RENDERERS[ReportFormat.TABLE](result, see_terminal(sys.stderr))
-        sys.stderr.write(shown)
+    if sink.target is not None:
+        result = trace_gguf(reference.path, prompts, sink.target, options=options, overwrite=force)
+        if not observer.is_quiet:
+            shown = RESULT_RENDERERS[ReportFormat.TABLE](result, see_terminal(sys.stderr))
+            sys.stderr.write(shown)
+        return
+    with TemporaryDirectory(prefix="moetool-") as folder:
+        rows = Path(folder) / "trace.csv"
+        result = trace_gguf(reference.path, prompts, rows, options=options)
+        if sink.keeps_rows:
+            with rows.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+    layers = number_of(result.num_layers, "routed layer")
+    found = f"{number_of(len(prompts), 'prompt')}, {layers}: {number_of(result.num_rows, 'row')}"
+    observer.announce(
+        found + (" to stdout" if sink.keeps_rows else ", not kept; -o FILE keeps them")
+    )

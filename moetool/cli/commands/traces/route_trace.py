@@ -139,9 +139,7 @@ def route_trace(
         n_gpu_layers, threads, ctx_size, ubatch_size, cache_type_k, cache_type_v, flash_attn
     )
     others = {"--resume": resume, "--save-text": save_text, "--show": show, "--verbose": verbose}
-    of_llama_cpp = gguf_trace.choose_options(
-        reference, own, options, others, output=sink.target, processes=processes
-    )
+    of_llama_cpp = gguf_trace.choose_options(reference, own, options, others, processes=processes)
     with observer:
         join_processes(observer.step, has_file=sink.target is not None)
         if prompts != "-":  # which may be typed on the terminal
