@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from moetool.anatomy.components import TOWERS, Component, Place
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_layer_number
 from moetool.anatomy.routing.rules import RoutingRule, is_grouped_linear
+from moetool.anatomy.routing.walk import walk_modules
 
 # Each is matched with single words of a module's path.
 _NORM = re.compile(r"(^|_)(layer)?norm(_?\d+)?$|^norm_f$|^ln(_\w+)?$", re.IGNORECASE)
@@ -54,7 +55,7 @@ class Placement:
         moe_layers: Sequence[MoeLayer],
         other_experts: Iterable[str] = (),
     ) -> None:
-        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._modules: dict[str, nn.Module] = dict(walk_modules(model))
         self._moe_layers = tuple(moe_layers)
         # By the paths of their blocks, because a model may have a thousand.
         self._numbers_by_block: dict[str, list[int]] = {}

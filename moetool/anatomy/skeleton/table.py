@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from moetool.anatomy.components import TOWERS, Component, Place
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
+from moetool.anatomy.routing.walk import walk_parameters
 from moetool.anatomy.skeleton.active_experts import (
     count_active_experts,
     is_run_by_text,
-    list_expert_parameters,
 )
 from moetool.anatomy.skeleton.build import find_embedding
 from moetool.anatomy.skeleton.dtype_plan import read_dtype_plan
@@ -47,7 +47,7 @@ def count_skeleton(skeleton: RoutedSkeleton, *, dtype: torch.dtype | None) -> Pa
     plan = read_dtype_plan(model, dtype)
     cells: dict[Place, _Cell] = {}
     place_of: dict[int, Place] = {}
-    for path, parameter in model.named_parameters():
+    for path, parameter in walk_parameters(model):
         place = placement.place(path)
         place_of[id(parameter)] = place
         cell = cells.setdefault(place, _Cell())
@@ -91,14 +91,14 @@ def _add_active_experts(
     others. Then one token of each runs at least what the layer that runs most does, and at most what
     all of them do together.
     """
-    model = skeleton.model
+    sizes: dict[int, int] = {}
     ranges: dict[tuple[int, ...], list[ActiveRange | None]] = {}
     for layer in skeleton.layers:
-        parameters = list_expert_parameters(model, layer).values()
+        parameters = skeleton.expert_parameters[layer].values()
+        sizes |= {id(parameter): parameter.numel() for parameter in parameters}
         number = skeleton.top_k[layer]
-        active = None if number is None else count_active_experts(model, layer, top_k=number)
+        active = None if number is None else count_active_experts(parameters, layer, top_k=number)
         ranges.setdefault(tuple(map(id, parameters)), []).append(active)
-    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
     for identities, alternatives in ranges.items():
         cell = cells[place_of[identities[0]]]
         known = [active for active in alternatives if active is not None]
