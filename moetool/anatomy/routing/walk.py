@@ -49,7 +49,9 @@ def walk_modules(
 def walk_parameters(
     module: nn.Module, *, path: str = "", is_each_once: bool = True
 ) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters of a module and of all modules in it, as `named_parameters` does.
+    """Yield the parameters of a module with their paths, in the order of `named_parameters`.
+
+    Wrappers may override that, and name parameters as those of the model that they wrap.
 
     Args:
         module: Where to start.
@@ -77,13 +79,15 @@ def join_path(path: str, name: str) -> str:
 
 
 def find_holder(path: str) -> str:
-    """Return the path of the module that holds another, past the wrappers of its adapters.
+    """Return the path of the module that holds another, past the wrappers of its adapters."""
+    return find_wrapper(path).rpartition(".")[0]
+
+
+def find_wrapper(path: str) -> str:
+    """Return the path of the outermost wrapper of a module; its own if no adapter wraps it.
 
     PEFT wraps a module whose parameters get updates of low rank, once for each of them.
     """
-    while path:
-        holder, _, name = path.rpartition(".")
-        if name != _BASE_LAYER:
-            return holder
-        path = holder
+    while path.rpartition(".")[2] == _BASE_LAYER:
+        path = path.rpartition(".")[0]
     return path

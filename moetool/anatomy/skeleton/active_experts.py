@@ -47,7 +47,7 @@ def count_one_expert(parameters: Collection[nn.Parameter], layer: MoeLayer) -> i
     """
     if layer.rule in _SEPARATE:
         return sum(parameter.numel() for parameter in parameters) // layer.num_experts
-    return sum(_count_own(parameter, layer) for parameter in parameters)
+    return sum(count_own(parameter, layer) for parameter in parameters)
 
 
 def count_active_experts(
@@ -69,12 +69,12 @@ def count_active_experts(
     per_expert = count_one_expert(parameters, layer)
     if layer.rule in _SEPARATE:
         return ActiveRange(top_k * per_expert, top_k * per_expert)
-    shared = sum(p.numel() for p in parameters if _count_own(p, layer) == 0)
+    shared = sum(p.numel() for p in parameters if count_own(p, layer) == 0)
     fewest = max(top_k - layer.num_identity_experts, 0)
     return ActiveRange(fewest * per_expert + shared, top_k * per_expert + shared)
 
 
-def _count_own(parameter: nn.Parameter, layer: MoeLayer) -> int:
+def count_own(parameter: nn.Parameter, layer: MoeLayer) -> int:
     """Return how many elements of a parameter belong to each expert; 0 if all experts share it."""
     if parameter.dim() < 2:
         return 0
