@@ -29,7 +29,7 @@ RunMoetool = Callable[..., Completed]
 _PLAIN = {"NO_COLOR": "1", "COLUMNS": "80"}
 
 # Reading the options of all commands from their signatures takes longer than most refusals.
-_get_command_once = cache(typer.main.get_command)
+get_command_once = cache(typer.main.get_command)
 
 
 def run_main(
@@ -67,7 +67,7 @@ def run_main(
         patch.object(sys, "stdout", out_text),
         patch.object(sys, "stderr", err_text),
         patch.object(sys, "unraisablehook", sys.unraisablehook),
-        patch.object(typer.main, "get_command", _get_command_once),
+        patch.object(typer.main, "get_command", get_command_once),
         patch.dict(os.environ, _PLAIN),
         contextlib.chdir(cwd),
         warnings.catch_warnings(),

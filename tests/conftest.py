@@ -64,13 +64,17 @@ def pytest_collection_finish() -> None:
 
 
 def _join_loggers_of_torch() -> None:
-    """Let loggers of torch that write nowhere themselves pass on what they log.
+    """Let the loggers of torch pass on what they log.
 
     pytest attaches its handlers to each logger that doesn't, six times a test, and torch has half a
-    hundred.
+    hundred. The one that is left out logs every step of a compilation.
     """
     for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.startswith("torch.") and not logger.handlers:
+        if (
+            isinstance(logger, logging.Logger)
+            and name.startswith("torch.")
+            and "_trace" not in name
+        ):
             logger.propagate = True
 
 

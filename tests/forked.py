@@ -48,6 +48,8 @@ _LIBRARIES = (
     "typer",
 )
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+# Each further heap reserves addresses that it doesn't use, which a limit on memory would count.
+_ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class Forks:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 cwd=_REPOSITORY,
-                env={**os.environ, **_ONE_THREAD},
+                env={**os.environ, **_ONE_THREAD, **_ONE_HEAP},
                 pass_fds=[control.fileno()],
                 start_new_session=True,
             )

@@ -7,8 +7,11 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
+from unittest.mock import patch
 
 import pytest
+import typer.testing
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -17,7 +20,7 @@ from moetool.cli.commands.figures import plot as plots
 from moetool.cli.commands.models import models
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import _COMMANDS, app
-from tests.command import RunMoetool
+from tests.command import RunMoetool, get_command_once
 
 FIGURES = {f"plot {name}": module for name, _, module, _ in plots.COMMANDS}
 MODULES = {name: module for name, _, module, _ in _COMMANDS} | {"plot": plots} | FIGURES
@@ -118,8 +121,14 @@ PANELS = {
 
 
 def read_help(*command: str, columns: int = 80) -> str:
+    return _read(command, columns)
+
+
+@cache
+def _read(command: tuple[str, ...], columns: int) -> str:
     arguments = [*command, "--help"]
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
+    with patch.object(typer.testing, "_get_command", get_command_once):
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
     assert result.exit_code == 0
     assert result.stderr == ""
     return result.stdout

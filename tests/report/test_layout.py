@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from rich.cells import cell_len
@@ -204,17 +205,16 @@ PAGES = (
 )
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("show", PAGES)
-def test_a_page_is_laid_out_like_this(
-    show: Callable[[View], str], view: str, snapshot: SnapshotAssertion
-) -> None:
-    assert show(VIEWS[view]) == snapshot
+@dataclass(frozen=True)
+class Shown:
+    """A page, and those of its lines that are meant to be copied."""
+
+    text: str
+    lines_to_copy: frozenset[str]
 
 
-@pytest.fixture
-def lines_to_copy(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The lines of pages that are meant to be copied, once they are rendered."""
+@cache
+def render(show: Callable[[View], str], view: str) -> Shown:
     lines = set[str]()
 
     class Recorded(WholeLine):
@@ -222,24 +222,35 @@ def lines_to_copy(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             lines.add(self.line.rstrip())
             yield from super().__rich_console__(console, options)
 
-    monkeypatch.setattr("moetool.report.text.lines.WholeLine", Recorded)
-    return lines
+    with patch("moetool.report.text.lines.WholeLine", Recorded):
+        return Shown(show(VIEWS[view]), frozenset(lines))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("show", PAGES)
+def test_a_page_is_laid_out_like_this(
+    show: Callable[[View], str], view: str, snapshot: SnapshotAssertion
+) -> None:
+    assert render(show, view).text == snapshot
 
 
 @pytest.mark.parametrize("show", PAGES)
 def test_every_line_fits_the_terminal_unless_it_is_to_be_copied(
-    show: Callable[[View], str], lines_to_copy: set[str]
+    show: Callable[[View], str],
 ) -> None:
-    for view in VIEWS.values():
+    for name, view in VIEWS.items():
         if view.width is not None:
-            lines = ESCAPES.sub("", show(view)).splitlines()
+            shown = render(show, name)
+            lines = ESCAPES.sub("", shown.text).splitlines()
             too_wide = {line for line in lines if cell_len(line) > view.width}
-            assert too_wide <= lines_to_copy
+            assert too_wide <= shown.lines_to_copy
 
 
 @pytest.mark.parametrize("show", PAGES)
 def test_a_wider_terminal_never_needs_more_lines(show: Callable[[View], str]) -> None:
     heights = [
-        show(view).count("\n") for view in VIEWS.values() if view.width and not view.has_color
+        render(show, name).text.count("\n")
+        for name, view in VIEWS.items()
+        if view.width and not view.has_color
     ]
     assert heights == sorted(heights, reverse=True)

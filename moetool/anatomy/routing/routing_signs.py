@@ -122,11 +122,13 @@ def _walk(model: nn.Module, *, closed: Collection[str]) -> Iterator[tuple[str, s
         itself: that at the path, or one hidden in it.
     """
     waiting = deque((path, path, module) for path, module in walk_modules(model, closed=closed))
-    seen = {id(module) for _, module in walk_modules(model)}
+    seen: set[int] = set()
     while waiting:
         path, shown, module = waiting.popleft()
         yield path, shown, module
         for key, hidden in iter_hidden_modules(module):
+            # Only asked for here: few modules hide others, and a model may have a hundred thousand.
+            seen = seen or {id(known) for _, known in walk_modules(model)}
             for inner_path, inner in hidden.named_modules():
                 if id(inner) not in seen:
                     seen.add(id(inner))

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from moetool.anatomy.routing.shards import find_own_forward
+from moetool.anatomy.routing.walk import walk_parameters
 
 
 class RoutingRule(StrEnum):
@@ -154,7 +155,7 @@ def _has_router_next_to_it(experts: nn.Module, parent: nn.Module | None) -> bool
 def _is_routed_set(container: nn.ModuleDict | nn.ModuleList, block: nn.Module) -> bool:
     """Return whether the modules in a container are alike and their block has a router for them."""
     experts = list(container.children())
-    shapes = [[parameter.shape for parameter in expert.parameters()] for expert in experts]
+    shapes = [[parameter.shape for _, parameter in walk_parameters(expert)] for expert in experts]
     are_alike = len(experts) > 1 and bool(shapes[0]) and all(shape == shapes[0] for shape in shapes)
     has_router = any(
         len(experts) in parameter.shape

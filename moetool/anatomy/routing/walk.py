@@ -1,4 +1,4 @@
-"""A walk over a model's modules that can leave out what is inside some of them."""
+"""Walks over a model's modules and parameters. One can leave out what is inside some modules."""
 
 from __future__ import annotations
 
@@ -13,46 +13,59 @@ _BASE_LAYER = "base_layer"
 
 
 def walk_modules(
-    module: nn.Module, *, path: str = "", closed: Collection[str] = ()
+    module: nn.Module, *, path: str = "", closed: Collection[str] = (), is_each_once: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
     """Yield a module and all modules in it with their paths, in the order of `named_modules`.
 
-    Each module is yielded once. Models with thousands of modules for experts are why this isn't
-    `named_modules`, which passes each module through one generator for each level above it.
+    Models with thousands of modules for experts are why this isn't `named_modules`, which passes each
+    module through one generator for each level above it.
 
     Args:
         module: Where to start.
         path: Its own path.
         closed: Paths of modules that are yielded without what they hold.
+        is_each_once: Yield a module that has several paths only at the first.
     """
     seen: set[int] = set()
     waiting = [(path, module)]
     while waiting:
         path, current = waiting.pop()
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
+        if is_each_once:
+            if id(current) in seen:
+                continue
+            seen.add(id(current))
         yield path, current
         if path in closed:
             continue
-        waiting += [
-            (join_path(path, name), child)
-            for name, child in reversed(current._modules.items())
-            if child is not None
-        ]
+        # Most modules hold none.
+        if current._modules:
+            waiting += [
+                (join_path(path, name), child)
+                for name, child in reversed(current._modules.items())
+                if child is not None
+            ]
 
 
-def walk_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield each parameter of a module once, with its path, in the order of `named_parameters`.
+def walk_parameters(
+    module: nn.Module, *, path: str = "", is_each_once: bool = True
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of a module with their paths, in the order of `named_parameters`.
 
     Wrappers may override that, and name parameters as those of the model that they wrap.
+
+    Args:
+        module: Where to start.
+        path: Its own path.
+        is_each_once: Yield a parameter that has several paths only at the first.
     """
     seen: set[int] = set()
-    for path, holder in walk_modules(module):
-        for name, parameter in holder._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
+    for holder, current in walk_modules(module, path=path, is_each_once=is_each_once):
+        for name, parameter in current._parameters.items():
+            if parameter is None or id(parameter) in seen:
+                continue
+            if is_each_once:
                 seen.add(id(parameter))
-                yield join_path(path, name), parameter
+            yield join_path(holder, name), parameter
 
 
 def is_called(module: nn.Module) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 
 from moetool.anatomy.parameters import ActiveRange
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
+from moetool.anatomy.routing.walk import walk_parameters
 
 # Such layers route the tokens of images and sounds only, also within a text model (ERNIE-VL).
 _UNREAD_BY_TEXT = ("vision", "audio", "talker")
@@ -27,23 +30,29 @@ def list_expert_parameters(model: nn.Module, layer: MoeLayer) -> dict[str, nn.Pa
     experts = model.get_submodule(layer.experts_path)
     holds_others = layer.rule in (RoutingRule.SORTED_ROWS, RoutingRule.RETRIEVAL)
     return {
-        f"{layer.experts_path}.{name}": parameter
-        for name, parameter in experts.named_parameters(remove_duplicate=False)
+        path: parameter
+        for path, parameter in walk_parameters(experts, path=layer.experts_path, is_each_once=False)
         if not holds_others
         or parameter.dim() == 3
-        or isinstance(experts.get_submodule(name.rpartition(".")[0]), nn.Embedding)
+        or isinstance(model.get_submodule(path.rpartition(".")[0]), nn.Embedding)
     }
 
 
-def count_one_expert(model: nn.Module, layer: MoeLayer) -> int:
-    """Return the parameters of one of a layer's experts, without those that all of them share."""
-    parameters = list_expert_parameters(model, layer).values()
+def count_one_expert(parameters: Collection[nn.Parameter], layer: MoeLayer) -> int:
+    """Return the parameters of one of a layer's experts, without those that all of them share.
+
+    Args:
+        parameters: Those of all its experts.
+        layer: A routed layer.
+    """
     if layer.rule in _SEPARATE:
         return sum(parameter.numel() for parameter in parameters) // layer.num_experts
     return sum(count_own(parameter, layer) for parameter in parameters)
 
 
-def count_active_experts(model: nn.Module, layer: MoeLayer, *, top_k: int) -> ActiveRange:
+def count_active_experts(
+    parameters: Collection[nn.Parameter], layer: MoeLayer, *, top_k: int
+) -> ActiveRange:
     """Return how many of the parameters of a layer's experts one text token runs.
 
     A token runs `top_k` experts, or fewer if it can choose identity experts, which have no
@@ -51,16 +60,15 @@ def count_active_experts(model: nn.Module, layer: MoeLayer, *, top_k: int) -> Ac
     the unused parameters that are allocated for identity experts (LongCat-Flash).
 
     Args:
-        model: The model that the layer was found in.
+        parameters: Those of all the layer's experts.
         layer: A routed layer.
         top_k: Experts that it chooses for a token.
     """
     if not is_run_by_text(layer):
         return ActiveRange(0, 0)
-    per_expert = count_one_expert(model, layer)
+    per_expert = count_one_expert(parameters, layer)
     if layer.rule in _SEPARATE:
         return ActiveRange(top_k * per_expert, top_k * per_expert)
-    parameters = list_expert_parameters(model, layer).values()
     shared = sum(p.numel() for p in parameters if count_own(p, layer) == 0)
     fewest = max(top_k - layer.num_identity_experts, 0)
     return ActiveRange(fewest * per_expert + shared, top_k * per_expert + shared)

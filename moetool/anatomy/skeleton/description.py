@@ -15,7 +15,6 @@ from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.routing_style import RoutingStyle, find_routing_style
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.anatomy.routing.walk import walk_modules
-from moetool.anatomy.skeleton.active_experts import list_expert_parameters
 from moetool.anatomy.skeleton.mixers import Mixer, list_mixers
 from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.plain import show_fields
@@ -119,7 +118,9 @@ def _describe_layers(skeleton: RoutedSkeleton) -> Iterator[LayerAnatomy]:
             num_experts=layer.num_experts,
             num_identity_experts=layer.num_identity_experts,
             top_k=skeleton.top_k[layer],
-            expert_width=_find_width(model, layer, hidden_size=hidden_size),
+            expert_width=_find_width(
+                layer, skeleton.expert_parameters[layer], hidden_size=hidden_size
+            ),
             style=styles[kind],
         )
 
@@ -145,10 +146,11 @@ def _name_kind(block: nn.Module, layer: MoeLayer) -> str:
     return "\n".join(parts)
 
 
-def _find_width(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int | None:
+def _find_width(
+    layer: MoeLayer, parameters: Mapping[str, nn.Parameter], *, hidden_size: int
+) -> int | None:
     """Return the width inside an expert: the input width of its last matrix."""
     names = ("down_proj", "output_linear.weight", "wo.weight", "fc2.weight", "w2", "w2.weight")
-    parameters = list_expert_parameters(model, layer)
     for path, parameter in parameters.items():
         if not path.endswith(names):
             continue

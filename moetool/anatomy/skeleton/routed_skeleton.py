@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.anatomy.config_fields import find_hidden_size
 from moetool.anatomy.routing.moe_layers import FoundExperts, MoeLayer, find_experts
 from moetool.anatomy.routing.top_k import find_top_k
-from moetool.anatomy.skeleton.active_experts import is_run_by_text
+from moetool.anatomy.skeleton.active_experts import is_run_by_text, list_expert_parameters
 from moetool.anatomy.skeleton.build import find_embedding
 from moetool.anatomy.skeleton.placement import Placement
 
@@ -48,6 +49,11 @@ class RoutedSkeleton:
     def placement(self) -> Placement:
         """The component, layer and stack of each parameter."""
         return Placement(self.model, self.layers, self.experts.unreadable)
+
+    @cached_property
+    def expert_parameters(self) -> Mapping[MoeLayer, Mapping[str, nn.Parameter]]:
+        """The parameters of each routed layer's experts by path, also those that layers share."""
+        return {layer: list_expert_parameters(self.model, layer) for layer in self.layers}
 
     @cached_property
     def hidden_size(self) -> int:

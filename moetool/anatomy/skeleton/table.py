@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from moetool.anatomy.components import TOWERS, Component
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
+from moetool.anatomy.routing.walk import walk_parameters
 from moetool.anatomy.skeleton.active_experts import (
     count_active_experts,
     is_run_by_text,
-    list_expert_parameters,
 )
 from moetool.anatomy.skeleton.build import find_embedding
 from moetool.anatomy.skeleton.cells import ParameterCells
@@ -38,7 +38,7 @@ def count_skeleton(skeleton: RoutedSkeleton, *, dtype: torch.dtype | None) -> Pa
     unread = [layer.block_path for layer in skeleton.layers if not is_run_by_text(layer)]
     plan = read_dtype_plan(model, dtype)
     cells = ParameterCells()
-    for path, parameter in model.named_parameters():
+    for path, parameter in walk_parameters(model):
         place = placement.place(path)
         loaded = next((kept for words, kept in plan if words.search(path)), parameter.dtype)
         is_read = place.component not in (*TOWERS, Component.ROUTED_EXPERTS) and not any(
@@ -64,13 +64,12 @@ def _add_active_experts(skeleton: RoutedSkeleton, cells: ParameterCells) -> None
     others. Then one token of each runs at least what the layer that runs most does, and at most what
     all of them do together.
     """
-    model = skeleton.model
     ranges: dict[tuple[int, ...], list[ActiveRange | None]] = {}
     held: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for layer in skeleton.layers:
-        parameters = list(list_expert_parameters(model, layer).values())
+        parameters = list(skeleton.expert_parameters[layer].values())
         number = skeleton.top_k[layer]
-        active = None if number is None else count_active_experts(model, layer, top_k=number)
+        active = None if number is None else count_active_experts(parameters, layer, top_k=number)
         identities = tuple(map(id, parameters))
         held[identities] = parameters
         ranges.setdefault(identities, []).append(active)

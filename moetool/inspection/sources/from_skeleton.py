@@ -14,7 +14,6 @@ from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ParameterTable
 from moetool.anatomy.skeleton.active_experts import (
     count_one_expert,
-    list_expert_parameters,
 )
 from moetool.anatomy.skeleton.build import (
     build_model,
@@ -138,7 +137,11 @@ def inspect_built(
         top_k=merge_layers([layer.top_k for layer in routed], experts),
         num_shared_experts=anatomy.num_shared_experts,
         expert_params=merge_layers(
-            [count_one_expert(model, layer) for layer in skeleton.text_layers], experts
+            [
+                count_one_expert(skeleton.expert_parameters[layer].values(), layer)
+                for layer in skeleton.text_layers
+            ],
+            experts,
         )
         or None,
         anatomy=anatomy,
@@ -275,7 +278,7 @@ def _count_flops(
     routed = {
         id(parameter): parameter.numel()
         for layer in skeleton.text_layers
-        for parameter in list_expert_parameters(skeleton.model, layer).values()
+        for parameter in skeleton.expert_parameters[layer].values()
     }
     dense = flops.of_dense_model(num_routed_parameters=sum(routed.values()))
     dense_prefill = dense.prefill if dense else None

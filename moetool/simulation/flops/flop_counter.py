@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import flop_registry
 
-from moetool.simulation.meta.dispatch import DispatchMode
+from moetool.simulation.meta.dispatch import DispatchMode, is_composite, run_composite
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.repeated_layers import LayerVisit
 
@@ -176,12 +176,9 @@ class _Products(DispatchMode):
         """Return an operation's result and report it."""
         operation = func.overloadpacket
         is_formula_known = operation in _FORMULAS or operation in flop_registry
-        if not is_formula_known:
-            # In inference mode composite operations arrive whole: `linear` hides its product.
+        if not is_formula_known and is_composite(func):
             with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+                return run_composite(func, args, kwargs)
         result = self.pass_on(func, args, kwargs)
         if operation in _FORMULAS:
             self._see(operation, _FORMULAS[operation](*args, **kwargs))

@@ -22,11 +22,15 @@ from moetool.simulation.memory.cuda_kernels import (
 )
 from moetool.simulation.memory.layer_events import LayerEvents, LayerMark, Taking, Workspace
 from moetool.simulation.memory.timeline import Event, Origins
-from moetool.simulation.meta.dispatch import DispatchMode, find_local, find_tensors
+from moetool.simulation.meta.dispatch import (
+    DispatchMode,
+    find_local,
+    find_tensors,
+    run_composite,
+)
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.repeated_layers import LayerVisit
 
-_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _NO_TEMPORARIES = Temporaries()
 FindTemporaries = Callable[[Any, Sequence[Any], dict[str, Any]], Temporaries | None]
 
@@ -342,9 +346,8 @@ class _Births(DispatchMode):
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return an operation's result and record its memory."""
         if not is_one_kernel(func):
-            # Not `decompose`: it may use torch's decomposition for tracing, which makes extra copies.
             with self:
-                return func._op_dk(_COMPOSITE, *args, **kwargs)
+                return run_composite(func, args, kwargs)
         result = self.pass_on(func, args, kwargs)
         self._recorder.see_births(func.overloadpacket, args, kwargs, result)
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -12,6 +13,8 @@ from torch.utils._python_dispatch import (
     _pop_mode,
     _push_mode,
 )
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 class DispatchMode(TorchDispatchMode):
@@ -77,6 +80,21 @@ class DispatchMode(TorchDispatchMode):
         if self._next is not None:
             return self._next.run(func, args, kwargs)
         return func(*args, **kwargs)
+
+
+@functools.cache
+def is_composite(func: Any) -> bool:
+    """Return whether torch defines an operation by others, as it does for every device."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE))
+
+
+def run_composite(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the result of an operation that torch defines by others, which it runs one by one.
+
+    In inference mode such operations arrive whole: `linear` hides its product. torch's `decompose`
+    may take a decomposition for tracing, in Python, which is slow and makes extra copies.
+    """
+    return func._op_dk(_COMPOSITE, *args, **kwargs)
 
 
 def _is_sharded(kind: type) -> bool:

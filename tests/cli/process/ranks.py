@@ -1,9 +1,4 @@
-"""One of the processes of a run: runs commands one after the other, as torchrun's child.
-
-    python -m tests.cli.process.ranks JOBS RESULTS
-
-JOBS is a file with a JSON list of jobs, RESULTS one to which a line is added for each.
-"""
+"""One of the processes of a run: runs commands one after the other, as torchrun's child."""
 
 from __future__ import annotations
 
@@ -52,7 +47,10 @@ class Ended:
 
 
 def main() -> None:
-    """Run the jobs."""
+    """Run jobs.
+
+    The arguments are a file with a JSON list of jobs, and one to which a line is added for each.
+    """
     jobs, results = map(Path, sys.argv[1:])
     for job in (Job(**each) for each in json.loads(jobs.read_text())):
         differs = job.rank == int(os.environ["RANK"])
@@ -87,7 +85,3 @@ def _ending(how: str) -> Iterator[None]:
 
     with patch.object(TraceShare, "commit", commit_or_end):
         yield
-
-
-if __name__ == "__main__":
-    main()

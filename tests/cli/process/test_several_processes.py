@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +17,8 @@ from moetool.trace.companions import probabilities_path, saliency_path
 from moetool.trace.reading.reader import open_trace, read_trace
 from moetool.trace.writing.partial import partial_folder
 from tests.cli.process.ranks import Ended, Job
-from tests.command import REPOSITORY, RunMoetool
+from tests.command import RunMoetool
+from tests.forked import Forks
 from tests.trace.examples import columns_of
 
 # 28 prompts in seven windows.
@@ -43,7 +42,7 @@ class Runs:
     ended: dict[str, list[Ended]]
 
 
-def run_in_two(jobs: Sequence[Job], folder: Path) -> list[list[Ended]]:
+def run_in_two(jobs: Sequence[Job], folder: Path, forks: Forks) -> list[list[Ended]]:
     """Run commands in two processes; return how each ended in both."""
     # A launcher holds the store, and starts processes with these variables.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -60,10 +59,11 @@ def run_in_two(jobs: Sequence[Job], folder: Path) -> list[list[Ended]]:
             "TORCHELASTIC_USE_AGENT_STORE": "True",
         }
         files = [str(folder / "jobs.json"), str(folder / f"{rank}.jsonl")]
-        command = [sys.executable, "-m", "tests.cli.process.ranks", *files]
-        started.append(subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **environment}))
+        code = "from tests.cli.process.ranks import main\nmain()\n"
+        started.append(forks.start(code, *files, environment={**os.environ, **environment}))
     for process in started:
-        process.wait()
+        with process:
+            process.communicate()
     lines = [(folder / f"{rank}.jsonl").read_text().splitlines() for rank in range(2)]
     return [
         [Ended(**json.loads(each[index])) for each in lines if index < len(each)]
@@ -72,7 +72,7 @@ def run_in_two(jobs: Sequence[Job], folder: Path) -> list[list[Ended]]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Commands in two processes, which import their libraries only once."""
     folder = tmp_path_factory.mktemp("two")
 
@@ -93,7 +93,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         "resumed": trace("fails.parquet", "--resume"),
         "dies": trace("dies.parquet", rank=1, ends="dies"),
     }
-    return Runs(folder, dict(zip(jobs, run_in_two(list(jobs.values()), folder), strict=True)))
+    return Runs(
+        folder, dict(zip(jobs, run_in_two(list(jobs.values()), folder, forks), strict=True))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ import pytest
 
 from moetool.trace.reading.reader import open_trace, read_trace
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.cli.process.started import INTERRUPTED, finish, started_moetool, wait_for
+from tests.cli.process.started import INTERRUPTED, finish, forked_moetool, wait_for
 from tests.command import Completed, run_main
+from tests.forked import Forks
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,16 @@ def trace_to(target: Path, *options: str) -> Completed:
 
 
 @pytest.fixture(scope="module")
-def rivals(wordy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rivals]:
+def rivals(
+    wordy_model: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rivals]:
     folder = tmp_path_factory.mktemp("rivals")
     prompts, target = folder / "prompts.jsonl", folder / "trace.parquet"
     row = json.dumps({"text": "def add(a, b): return a + b " * 8})
     prompts.write_text(f"{row}\n" * 2000, encoding="utf-8")
     parts = folder / "trace.parquet.partial"
-    with started_moetool("route-trace", wordy_model, "--prompts", prompts, "-o", target) as process:
+    command = ("route-trace", wordy_model, "--prompts", prompts, "-o", target)
+    with forked_moetool(forks, *command) as process:
         wait_for(parts / "part-00000-000.parquet", process)
         meanwhile = [trace_to(target), trace_to(target, "--force")]
         process.send_signal(signal.SIGTERM)
@@ -84,11 +88,11 @@ def test_what_it_left_is_nobody_s_and_is_discarded_only_by_force(rivals: Rivals)
     ]
 
 
-def test_a_kill_before_the_first_part_is_in_nobody_s_way(tmp_path: Path) -> None:
+def test_a_kill_before_the_first_part_is_in_nobody_s_way(tmp_path: Path, forks: Forks) -> None:
     prompts, target = tmp_path / "prompts.jsonl", tmp_path / "trace.csv"
     prompts.write_text('{"text": "def add(a, b): return a + b"}\n' * 2000, encoding="utf-8")
-    options = ("--batch-size", "1", "-o", target)
-    with started_moetool("route-trace", "demo", "--prompts", prompts, *options) as process:
+    command = ("route-trace", "demo", "--prompts", prompts, "--batch-size", "1", "-o", target)
+    with forked_moetool(forks, *command) as process:
         wait_for(tmp_path / "trace.csv.partial" / "_lock", process)
         process.kill()
         assert finish(process).returncode == -signal.SIGKILL

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moetool.simulation.meta.dispatch import is_composite, run_composite
 from tests.families.tiny.dense_reference import (
     RoutedLayer,
     find_scope,
@@ -182,11 +183,9 @@ class _UseOfWeights(TorchDispatchMode):
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        # In inference mode composite operations arrive whole: `linear` hides its product.
-        with self:
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
+        if is_composite(func):
+            with self:
+                return run_composite(func, args, kwargs)
         result = func(*args, **kwargs)
         if not func.is_view and any(map(self._is_weight, _tensors(args, kwargs))):
             self._report(func, args, kwargs, result)
