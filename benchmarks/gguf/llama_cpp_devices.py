@@ -27,9 +27,9 @@ from pathlib import Path
 import llama_cpp  # type: ignore[import-not-found]
 from transformers import AutoConfig
 
+from benchmarks.gguf.headers.mixtures import MIXTURES, MTP, WITH_MTP, write_mixture, write_with_mtp
 from benchmarks.gguf.loading import Setting as Flags
 from benchmarks.gguf.loading import load_model, make_context, read_logged_sizes, start_backend
-from benchmarks.gguf.mixtures import MIXTURES, MTP, WITH_MTP, write_mixture, write_with_mtp
 from benchmarks.memory.gguf_models import write_gguf
 from benchmarks.memory.llama_cpp_buffers import _COMMON, _FAMILIES
 from moetool.checkpoint.gguf.header import read_gguf_header

@@ -18,10 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gguf.family_headers import FAMILIES, write_family
+from benchmarks.gguf.headers.families import FAMILIES, write_family
+from benchmarks.gguf.headers.mixtures import write_mixture
 from benchmarks.gguf.llama_cpp_devices import SETTINGS, StandIn, measure_flags, stand_in
 from benchmarks.gguf.loading import Setting
-from benchmarks.gguf.mixtures import write_mixture
 from moetool.checkpoint.gguf.header import read_gguf_header
 
 _MIXTURES = ("f16", "q4_K_M")

@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gguf.mixtures import write_mixture
+from benchmarks.gguf.headers.mixtures import write_mixture
 from moetool.checkpoint.gguf.header import read_gguf_header
 from tests.checkpoint.gguf.writer import write_gguf
 

@@ -1,6 +1,6 @@
 """Compare the decisions of llama.cpp with those of transformers, for the demonstration model in F32.
 
-Needs llama-cpp-python and a folder of llama.cpp (see `convert_families`), whose converter writes the
+Needs llama-cpp-python and a folder of llama.cpp (see `headers.converted`), whose converter writes the
 file. Whole traces of some prompts and their continuations are compared row by row:
 
     python -m benchmarks.gguf.routing.demo vendor/llama.cpp
@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import moetool
-from benchmarks.gguf.convert_families import import_converter
+from benchmarks.gguf.headers.converted import import_converter
 from benchmarks.gguf.routing.compare import EXACTLY, compare_file
 from benchmarks.gguf.routing.demo_file import write_demo
 from moetool.catalogue.names import demo_folder

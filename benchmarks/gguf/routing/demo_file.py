@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from benchmarks.gguf.convert_families import convert
+from benchmarks.gguf.headers.converted import convert
 from moetool.catalogue.names import demo_folder
 
 _NORMAL_TOKEN, _CONTROL_TOKEN = 1, 3

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gguf.convert_families import import_converter
+from benchmarks.gguf.headers.converted import import_converter
 from benchmarks.gguf.llama_cpp_devices import _ENDPOINT, _LIBRARIES, _wait
 from benchmarks.gguf.routing.compare import EXACTLY
 from benchmarks.gguf.routing.demo_file import write_demo

@@ -1,7 +1,7 @@
 """Compare the decisions of llama.cpp with those of transformers, for tiny models of ten families.
 
 llama.cpp's own converter writes the files, in F32. Then wrong conversions are planted, each of which
-has to be noticed. Needs llama-cpp-python, gguf and a folder of llama.cpp (see `convert_families`):
+has to be noticed. Needs llama-cpp-python, gguf and a folder of llama.cpp (see `headers.converted`):
 
     python -m benchmarks.gguf.routing.families vendor/llama.cpp [FAMILY ...]
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gguf.convert_families import OWN, WIDE, convert, import_converter
+from benchmarks.gguf.headers.converted import OWN, WIDE, convert, import_converter
 from benchmarks.gguf.routing.compare import Comparison, compare_file
 from tests.families.tiny.models import build_family
 

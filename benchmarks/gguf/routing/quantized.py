@@ -21,7 +21,7 @@ from typing import Any
 import llama_cpp  # type: ignore[import-not-found]
 
 import moetool
-from benchmarks.gguf.convert_families import import_converter
+from benchmarks.gguf.headers.converted import import_converter
 from benchmarks.gguf.routing.compare import EXACTLY
 from benchmarks.gguf.routing.demo_file import write_demo
 from moetool.checkpoint.gguf.files import open_gguf

@@ -1,6 +1,6 @@
 """Write the header of a GGUF file of Qwen3-30B-A3B, in the types that llama-quantize's Q4_K_M chooses.
 
-python -m benchmarks.gguf.published_header > docs/models/qwen3-30b-a3b.gguf-header
+python -m benchmarks.gguf.headers.published > docs/models/qwen3-30b-a3b.gguf-header
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Needs a folder of llama.cpp (source, with `convert_hf_to_gguf.py`, `conversion` 
 of llama-cpp-python's source distribution does. A line for each family that is converted goes to
 stdout (benchmarks/gguf/measured/converted_headers.jsonl), the reason why another one is not to stderr:
 
-    python -m benchmarks.gguf.convert_families vendor/llama.cpp > converted_headers.jsonl
+    python -m benchmarks.gguf.headers.converted vendor/llama.cpp > converted_headers.jsonl
 """
 
 from __future__ import annotations
