@@ -6,7 +6,7 @@ a part that gets something else, such as a projection of the experts' sum, runs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ from moetool.tracing.recording.watch.separate.stand_ins import (
     copy_output,
     find_rows,
     kept_as_it_is,
-    replaced,
+    run_again,
     without_hooks,
 )
 
@@ -51,18 +51,11 @@ class MarkedRun:
     Args:
         block: It is as it was after each run.
         call: Its call as hooks saw it.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
     """
 
-    def __init__(
-        self, block: Block, call: BlockCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, block: Block, call: BlockCall) -> None:
         self._block = block
         self._call = call
-        self._args = args
-        self._kwargs = kwargs
-        self._devices = call.devices
 
     def run(
         self,
@@ -71,6 +64,7 @@ class MarkedRun:
         capture: Capture | None = None,
         on_rows: Callable[[torch.Tensor], None] | None = None,
         order: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        is_repeated: bool = False,
     ) -> Seen:
         """Run the block on what it was called with.
 
@@ -79,41 +73,32 @@ class MarkedRun:
             capture: Looks at tensors meanwhile, and at the block's output afterwards.
             on_rows: Takes the rows of each call of an expert.
             order: Reorders the rows that the modules of an expert return, except the last.
+            is_repeated: Whether experts return what they returned in the call, instead of marks.
 
         Raises:
             UntraceableError: The block can't be run again.
         """
         block, call = self._block, self._call
         seen = Seen(output=None)
-        given = call.given
-        again = None if given is None or call.hidden is None else call.hidden.clone()
-        args = tuple(
-            again if value is given and again is not None else value for value in self._args
-        )
-        kwargs = {
-            name: again if value is given and again is not None else value
-            for name, value in self._kwargs.items()
-        }
-        with ExitStack() as stack:
-            for index, members in enumerate(block.experts):
-                for part in members:
-                    forward = self._stand_in_for(
-                        part, index, seen, again, mark=mark, on_rows=on_rows, order=order
-                    )
-                    stack.enter_context(replaced(part, _unseen(forward, capture)))
-            for module in block.passed:
-                stack.enter_context(without_hooks(module))
-                stack.enter_context(kept_as_it_is(module))
-            for part in block.parts:
-                stack.enter_context(replaced(part, _unseen(self._repeat(part), capture)))
-            restore_states(self._devices, call.states)
-            with block.run_again():
-                if capture is None:
-                    output = block.module.forward(*args, **kwargs)
-                else:
-                    with capture:
-                        output = block.module.forward(*args, **kwargs)
-                    capture.show(list(iter_tensors(output)))
+        given = None if call.given is None or call.hidden is None else call.hidden.clone()
+        stand_ins: list[tuple[Part, Callable[..., Any]]] = []
+        for index, members in enumerate(block.experts):
+            for part in members:
+                forward = self._stand_in_for(
+                    part,
+                    index,
+                    seen,
+                    given,
+                    mark=mark,
+                    on_rows=on_rows,
+                    order=order,
+                    is_repeated=is_repeated,
+                )
+                stand_ins.append((part, _unseen(forward, capture, is_expert=True)))
+        stand_ins += [(part, _unseen(self._repeat(part), capture)) for part in block.parts]
+        output = run_again(block, call, given, stand_ins, capture=capture)
+        if capture is not None:
+            capture.show(list(iter_tensors(output)))
         return Seen(output, seen.rows, seen.last)
 
     def _stand_in_for(
@@ -126,6 +111,7 @@ class MarkedRun:
         mark: Mark | None,
         on_rows: Callable[[torch.Tensor], None] | None,
         order: Callable[[torch.Tensor], torch.Tensor] | None,
+        is_repeated: bool,
     ) -> Callable[..., Any]:
         block = self._block
         returned = iter(self._call.returned.get(part.path, ()))
@@ -136,7 +122,7 @@ class MarkedRun:
             call, rows = next(returned, None), find_rows(args, kwargs)
             if call is None or rows is None:
                 raise block.unreadable("a second run sent tokens to other experts")
-            restore_states(self._devices, call.states)
+            restore_states(self._call.devices, call.states)
             rows = as_before(rows, given, self._call.hidden)
             if is_first:
                 seen.rows.setdefault(index, []).append(rows)
@@ -147,7 +133,7 @@ class MarkedRun:
                 return output if order is None else order(output)
             if not is_first:
                 seen.last.setdefault(index, []).append(rows)
-            return _fill(call, index, seen, mark)
+            return copy_output(call.output) if is_repeated else _fill(call, index, seen, mark)
 
         return forward
 
@@ -158,7 +144,7 @@ class MarkedRun:
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = next(returned, None)
             if call is not None and _are_same([args, kwargs], [call.args, call.kwargs]):
-                restore_states(self._devices, call.states)
+                restore_states(self._call.devices, call.states)
                 return args[0] if call.is_input else copy_output(call.output)
             with ExitStack() as stack:
                 for module in part.module.modules():
@@ -170,13 +156,18 @@ class MarkedRun:
         return forward
 
 
-def _unseen(forward: Callable[..., Any], capture: Capture | None) -> Callable[..., Any]:
+def _unseen(
+    forward: Callable[..., Any], capture: Capture | None, *, is_expert: bool = False
+) -> Callable[..., Any]:
     if capture is None:
         return forward
 
     def paused(*args: Any, **kwargs: Any) -> Any:
         with capture.paused():
-            return forward(*args, **kwargs)
+            output = forward(*args, **kwargs)
+        if is_expert:
+            capture.note_expert()
+        return output
 
     return paused
 
