@@ -41,7 +41,8 @@ class Capture(DispatchMode):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Look at the inputs of an operation, run it, and look at its outputs."""
-        if self._is_paused:
+        # torch detaches results of its own accord if something else holds them, which differs.
+        if self._is_paused or func is torch.ops.aten.detach.default:
             return self.pass_on(func, args, kwargs)
         self.show(args)
         output = self.pass_on(func, args, kwargs)
