@@ -102,8 +102,12 @@ def run_observed(
 
     Raises:
         NotObservedError: An operation on the weights of experts is not understood.
-        ValueError: The block returns no hidden states.
+        ValueError: The block returns no hidden states, or its parameters have no gradients.
     """
+    if any(parameter.is_inference() for parameter in block.parameters()):
+        raise ValueError(
+            "its parameters were made in inference mode, where torch keeps no gradients"
+        )
     width = call.hidden.shape[-1]
     num_tokens = call.hidden.numel() // width
     experts = {id(parameter) for parameter, _ in labels}
