@@ -49,6 +49,7 @@ class Layer(nn.Module):
         self.add_experts()
 
     def add_experts(self) -> None:
+        """Make the experts."""
         width, inner, num_experts, _ = self.size
         self.experts = nn.ModuleList(
             nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
@@ -56,20 +57,24 @@ class Layer(nn.Module):
         )
 
     def score(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return a score for each expert."""
         scores: torch.Tensor = self.gate(rows)
         return scores
 
     def run(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
+        """Return what an expert makes of rows."""
         output: torch.Tensor = self.experts[expert](rows)
         return output
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum of experts, and what is added to it."""
         FORWARDS[0] += 1
         rows = x.reshape(-1, x.shape[-1])
         scores, ids = self.score(rows).topk(TOP_K, dim=-1)
         return self.mix(rows, scores.softmax(dim=-1), ids).view_as(x)
 
     def mix(self, rows: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum."""
         output = torch.zeros_like(rows)
         for expert in range(self.size.num_experts):
             tokens, places = torch.where(ids == expert)
@@ -88,6 +93,7 @@ class WithSharedExpert(Layer):
         )
 
     def mix(self, rows: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum."""
         output: torch.Tensor = super().mix(rows, weights, ids) + self.shared_expert(rows)
         return output
 
@@ -100,6 +106,7 @@ class Surrounded(Layer):
         self.norm, self.proj = nn.LayerNorm(size.width), nn.Linear(size.width, size.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum of experts, and what is added to it."""
         output: torch.Tensor = x + self.proj(super().forward(self.norm(x)))
         return output
 
@@ -112,6 +119,7 @@ class RouterParameter(Layer):
         self.gate = nn.Parameter(torch.randn(size.width, size.num_experts) / size.width**0.5)
 
     def score(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return a score for each expert."""
         scores: torch.Tensor = rows @ self.gate
         return scores
 
@@ -120,6 +128,7 @@ class LayersInLists(Layer):
     """Keeps the layers of its experts in three lists."""
 
     def add_experts(self) -> None:
+        """Make the experts."""
         width, inner, num_experts, _ = self.size
 
         def layers(width: int, out: int) -> nn.ModuleList:
@@ -132,6 +141,7 @@ class LayersInLists(Layer):
         )
 
     def run(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
+        """Return what an expert makes of rows."""
         output: torch.Tensor = self.fc3[expert](
             F.silu(self.fc1[expert](rows)) * self.fc2[expert](rows)
         )
@@ -142,11 +152,13 @@ class Stacked(Layer):
     """Loops over matrices that the block stacks itself."""
 
     def add_experts(self) -> None:
+        """Make the experts."""
         width, inner, num_experts, _ = self.size
         self.w1 = nn.Parameter(torch.randn(num_experts, width, inner) / width**0.5)
         self.w2 = nn.Parameter(torch.randn(num_experts, inner, width) / inner**0.5)
 
     def run(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
+        """Return what an expert makes of rows."""
         return F.gelu(rows @ self.w1[expert]) @ self.w2[expert]
 
 
@@ -154,6 +166,7 @@ class AllOnAll(Stacked):
     """Runs all experts on all tokens, with weights of zero."""
 
     def mix(self, rows: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum."""
         table = weights.new_zeros(len(ids), self.size.num_experts).scatter(1, ids, weights)
         inner = F.gelu(torch.einsum("td,edf->tef", rows, self.w1))
         return (table[..., None] * torch.einsum("tef,efd->ted", inner, self.w2)).sum(dim=1)
@@ -163,6 +176,7 @@ class DispatchAndCombine(Stacked):
     """Sends tokens to slots by a mask, and back by weights (GShard)."""
 
     def mix(self, rows: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum."""
         num_experts, capacity = self.size.num_experts, TOP_K * len(rows) // self.size.num_experts
         chosen = F.one_hot(ids, num_experts)  # (num_tokens, top_k, num_experts)
         rank = (chosen.flatten(0, 1).cumsum(dim=0) - 1).view_as(chosen)
@@ -230,8 +244,8 @@ def measure(layer: nn.Module, hidden: torch.Tensor) -> Costs:
             plain += plains
             first.append(first_time)
             later += laters
-    medians = (statistics.median(times) for times in (plain, first, later))
-    return Costs(*medians, first_forwards, later_forwards)
+    medians = [statistics.median(times) for times in (plain, first, later)]
+    return Costs(medians[0], medians[1], medians[2], first_forwards, later_forwards)
 
 
 def take_time(run: Callable[[], object]) -> float:

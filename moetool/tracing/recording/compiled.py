@@ -77,12 +77,14 @@ def check_runs(module: nn.Module) -> None:
             "do not have the values of one call.",
             hint="Call it outside of the transform while it is recorded.",
         )
-    if torch.jit.is_tracing() or any(torch._C._get_dispatch_mode(mode) for mode in _TRACING_MODES):
+    is_traced = torch._C._get_tracing_state() is not None
+    if is_traced or any(torch._C._get_dispatch_mode(mode) for mode in _TRACING_MODES):
         raise UntraceableError(
             f"{name} is being traced: what the recorder does would become part of the graph.",
             hint="Record the module itself, before it is traced or exported.",
         )
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    has_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if has_gpu and torch.cuda.is_current_stream_capturing():
         raise UntraceableError(
             f"{name} is being captured into a CUDA graph: what it decides is known only when the graph "
             "is replayed, past hooks.",

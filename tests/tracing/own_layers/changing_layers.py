@@ -50,7 +50,7 @@ class WeighsByOutput(Changing):
     def mix_later(self, rows: Tensor, scores: Tensor) -> Tensor:
         del scores
         outputs = self.run_all(rows)
-        weights = outputs.norm(dim=-1).softmax(dim=-1)
+        weights: Tensor = outputs.norm(dim=-1).softmax(dim=-1)
         return (outputs * weights[..., None]).sum(dim=1)
 
 

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode, _pop_mode, _push_mode
 
-from moetool.simulation.meta.dispatch import DispatchMode
+from moetool.simulation.meta.dispatch import DispatchMode, find_tensors
 
 # Sums that may be the last: what follows them may look like one too, such as a mean over tokens.
 _MOST_CANDIDATES = 8
@@ -37,12 +38,11 @@ class Capture(DispatchMode):
         self.num_experts_called = 0
         self.number_then = 0
         self._count = 0
-        self._is_paused = False
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Look at the inputs of an operation, run it, and look at its outputs."""
         # torch detaches results of its own accord if something else holds them, which differs.
-        if self._is_paused or func is torch.ops.aten.detach.default:
+        if func is torch.ops.aten.detach.default:
             return self.pass_on(func, args, kwargs)
         self.show(args)
         output = self.pass_on(func, args, kwargs)
@@ -52,11 +52,14 @@ class Capture(DispatchMode):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Look at nothing meanwhile: what stand-ins compute differs from run to run."""
-        before, self._is_paused = self._is_paused, True
+        if _get_current_dispatch_mode() is not self:
+            yield
+            return
+        _pop_mode()
         try:
             yield
         finally:
-            self._is_paused = before
+            _push_mode(self)
 
     def note_expert(self) -> None:
         """Note that a module of an expert has run."""
@@ -65,8 +68,9 @@ class Capture(DispatchMode):
 
     def show(self, values: Any) -> None:
         """Look at each tensor among some values."""
-        for value in iter_tensors(values):
-            if value.is_floating_point() and value.dim() > 1 and value.shape[-1] == self._width:
+        for value in find_tensors(values if isinstance(values, tuple | list) else (values,)):
+            shape = value.shape
+            if len(shape) > 1 and shape[-1] == self._width and value.is_floating_point():
                 self._look(value, self._count)
                 self._count += 1
 

@@ -6,7 +6,7 @@ a part that gets something else, such as a projection of the experts' sum, runs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +56,8 @@ class MarkedRun:
     def __init__(self, block: Block, call: BlockCall) -> None:
         self._block = block
         self._call = call
+        # By expert, the paths of the first and the last of its modules that were called.
+        self._ends = dict(_find_ends(block, call))
 
     def run(
         self,
@@ -115,8 +117,8 @@ class MarkedRun:
     ) -> Callable[..., Any]:
         block = self._block
         returned = iter(self._call.returned.get(part.path, ()))
-        called = [path for path in self._call.order if path in _paths_of(block, index)]
-        is_first, is_last = called[:1] == [part.path], called[-1:] == [part.path]
+        first, last = self._ends.get(index, ("", ""))
+        is_first, is_last = first == part.path, last == part.path
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             call, rows = next(returned, None), find_rows(args, kwargs)
@@ -172,8 +174,16 @@ def _unseen(
     return paused
 
 
-def _paths_of(block: Block, index: int) -> list[str]:
-    return [part.path for part in block.experts[index]]
+def _find_ends(block: Block, call: BlockCall) -> Iterator[tuple[int, tuple[str, str]]]:
+    places = {path: place for place, path in reversed(list(enumerate(call.order)))}
+    last_places = {path: place for place, path in enumerate(call.order)}
+    for index, members in enumerate(block.experts):
+        called = [part.path for part in members if part.path in places]
+        if called:
+            yield (
+                index,
+                (min(called, key=places.__getitem__), max(called, key=last_places.__getitem__)),
+            )
 
 
 def _fill(call: Returned, index: int, seen: Seen, mark: Mark | None) -> Any:

@@ -30,7 +30,6 @@ def check_received(block: Block, call: BlockCall, seen: Seen, turned: Seen | Non
 
     Args:
         block: Named in errors.
-        call: The call.
         seen: The second run.
         turned: For experts that consist of several modules, one more with rows that are turned.
 

@@ -73,7 +73,6 @@ def run_again(
 
     Args:
         block: It is as it was afterwards, except for its own attributes.
-        call: Its call.
         states: Take the place of the hidden states that it was called with, if any.
         stand_ins: Parts, and the forwards that take their place.
         capture: Is entered while the block's own code runs.

@@ -197,7 +197,7 @@ class KnownSum(SumSearch):
     def _mark_columns(
         self, first: int, group: int, num_digits: int, outputs: list[torch.Tensor]
     ) -> Mark:
-        """Return a function that gives each expert marks in columns of its own, and random numbers.
+        """Return a function that gives each expert marks in its own columns, and random numbers.
 
         There is a column for the weight and one for each digit of the row's number.
         """
