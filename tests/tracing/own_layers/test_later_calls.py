@@ -19,6 +19,7 @@ from tests.tracing.own_layers.layers import (
     AddsInPlace,
     DroppedPassThrough,
     LayersInLists,
+    OneNumber,
     OtherWidth,
     RouterParameter,
     Surrounded,
@@ -176,6 +177,16 @@ def test_planted_errors_are_noticed_and_the_search_starts_anew(
         table = layer.table(hidden.flip(1).reshape(-1, WIDTH))
     assert len(noticed) == 1
     assert_is(recorder.calls[1].layers[0], table)
+
+
+def test_the_sum_is_found_if_the_first_experts_have_no_weight() -> None:
+    """A width of one has room for the marks of one expert."""
+    layer, hidden = make(OneNumber), states(3, 1)
+    table = layer.table(hidden.reshape(-1, WIDTH)).detach()
+    assert table[:, 0].isnan().all()
+    with torch.no_grad(), RoutingRecorder(layer) as recorder:
+        layer(hidden)
+    assert_is(recorder.calls[0].layers[0], table)
 
 
 class SumInFloat32(RouterParameter):

@@ -129,11 +129,11 @@ class SumSearch:
             UntraceableError: Nothing was found that is proven.
         """
         inputs = InputFinder(self._call.hidden)
-        found, seen = self._detect(inputs)
+        seen = self._see(inputs)
         turned = None if self._block.is_plain else self._again.run(order=turn)
         check_received(self._block, self._call, seen, turned)
         refusal: UntraceableError | None = None
-        for num_tokens, number in self._order(found):
+        for num_tokens, number in self._find_sums():
             try:
                 decision = self._read(number, num_tokens, inputs.found, seen)
             except UntraceableError as error:
@@ -149,15 +149,23 @@ class SumSearch:
             else "its experts' outputs are not added up by weight"
         )
 
-    def _detect(self, inputs: InputFinder) -> tuple[dict[int, list[int]], Seen]:
-        """Return the numbers of tensors that may be the sum, by their numbers of tokens."""
+    def _see(self, inputs: InputFinder) -> Seen:
+        """Run the block with experts that return zeros, and look at what they receive."""
         rows = next(iter(self._call.received.values()))[0]
         finder = Capture(rows.shape[-1], inputs.look)
-        seen = self._again.run(capture=finder, on_rows=inputs.keep)
+        return self._again.run(capture=finder, on_rows=inputs.keep)
+
+    def _find_sums(self) -> Iterator[tuple[int, int]]:
+        """Yield the numbers of tokens and of tensors that may be the sum, the most probable first.
+
+        Outputs that were only put together have a row for each of them, and a weight of 1. So the
+        number of rows has to be that of the tokens.
+        """
         zeros: ZeroFinder | None = None
         if self._is_narrow:
             zeros = ZeroFinder()
             self._run(None, Capture(self._width, zeros.look))
+        # Marks of other experts show the sum if none of the first ones has a weight.
         for first in range(0, len(self._block.experts), self._group):
             detector = SumDetector(
                 least=self._least,
@@ -165,19 +173,9 @@ class SumSearch:
                 among=None if zeros is None else zeros.found,
             )
             self._run(self._mark(first), Capture(self._width, detector.look))
-            if detector.found:
-                return detector.found, seen
-        return {}, seen
-
-    def _order(self, found: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
-        """Yield numbers of tokens and of tensors, the most probable first.
-
-        Outputs that were only put together have a row for each of them, and a weight of 1. So the
-        number of rows has to be that of the tokens.
-        """
-        for size in self._sizes:
-            for number in reversed(found.get(size, ())):
-                yield size, number
+            for size in self._sizes:
+                for number in reversed(detector.found.get(size, ())):
+                    yield size, number
 
     def _check_output(self, repeated: Seen) -> None:
         """Check that the block makes of its experts' outputs what it made of them in the call."""
