@@ -14,6 +14,7 @@ from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.walk import is_called, join_path
 from moetool.errors import UntraceableError
 from moetool.tracing.out_of_memory import is_out_of_memory
+from moetool.tracing.recording.watch.separate.captures import iter_tensors
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,15 @@ class BlockCall:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     output: Any = None
     has_values: bool = True
+
+    def list_sizes(self) -> list[int]:
+        """Return how many tokens there may be, by what went into the block and came out of it."""
+        sizes = [
+            value.numel() // value.shape[-1] if value.is_floating_point() else value.numel()
+            for value in iter_tensors([self.given, self.args, self.kwargs, self.output])
+            if value.numel() and value.dim()
+        ]
+        return list(dict.fromkeys(sizes))
 
 
 def find_block(model: nn.Module, layer: MoeLayer) -> Block:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 
 from moetool.errors import UntraceableError
+from moetool.tracing.recording.watch.decision import rank
 from moetool.tracing.recording.watch.separate.block import Block, BlockCall
 from moetool.tracing.recording.watch.separate.captures import (
     Capture,
@@ -295,20 +296,3 @@ def _count(rows: torch.Tensor) -> int:
 
 def _is_clean(marked: torch.Tensor, group: int) -> bool:
     return not bool(marked.isnan().any()) and marked.shape[1] >= group
-
-
-def rank(weights: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ids and weights of chosen experts, the largest weight first.
-
-    Args:
-        weights: # (num_tokens, num_experts)
-        chosen: # (num_tokens, num_experts)
-
-    Returns:
-        Both # (num_tokens, top_k), padded with -1 and 0.
-    """
-    width = max(int(chosen.sum(dim=1).max()), 1)
-    ranked = weights.float().masked_fill(~chosen, -torch.inf)
-    ids = ranked.argsort(dim=1, descending=True, stable=True)[:, :width]
-    none = ~chosen.gather(1, ids)
-    return ids.masked_fill(none, -1), weights.gather(1, ids).masked_fill(none, 0)

@@ -25,7 +25,7 @@ from moetool.anatomy.routing.routing_signs import is_foreign
 from moetool.anatomy.routing.walk import join_path
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
-from moetool.tracing.recording.watch.decision import Decision, Report
+from moetool.tracing.recording.watch.decision import Decision, Report, rank
 from moetool.tracing.recording.watch.routers import find_scores
 from moetool.tracing.recording.watch.separate.block import (
     Block,
@@ -34,7 +34,6 @@ from moetool.tracing.recording.watch.separate.block import (
     Returned,
     find_block,
 )
-from moetool.tracing.recording.watch.separate.captures import iter_tensors
 from moetool.tracing.recording.watch.separate.later.known_sum import KnownSum
 from moetool.tracing.recording.watch.separate.marked_run import MarkedRun
 from moetool.tracing.recording.watch.separate.random_states import (
@@ -193,7 +192,7 @@ class SeparateExpertsWatch:
     def _search(self, block: Block, call: BlockCall) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what a sum in the block shows: where it was before, or wherever it is."""
         again = MarkedRun(block, call)
-        sizes = _list_sizes([call.given, call.args, call.kwargs, call.output])
+        sizes = call.list_sizes()
         if self._place is not None:
             try:
                 with block.run_again():
@@ -274,16 +273,6 @@ class SeparateExpertsWatch:
         return None
 
 
-def _list_sizes(values: Any) -> list[int]:
-    """Return how many tokens there may be, by what goes into a block and comes out of it."""
-    sizes = [
-        value.numel() // value.shape[-1] if value.is_floating_point() else value.numel()
-        for value in iter_tensors(values)
-        if value.numel() and value.dim()
-    ]
-    return list(dict.fromkeys(sizes))
-
-
 def _count_rows(
     block: Block, call: BlockCall, seen: Mapping[str, list[torch.Tensor]]
 ) -> torch.Tensor:
@@ -346,8 +335,4 @@ def _choose(
     chosen = (counts > 0) & (~runs_on_all | (weights != 0))
     if bool((weights.masked_fill(chosen, 0) != 0).any()):
         raise block.unreadable("it adds to what its experts return")
-    width = max(int(chosen.sum(dim=1).max()), 1)
-    ranked = weights.float().masked_fill(~chosen, -torch.inf)
-    ids = ranked.argsort(dim=1, descending=True, stable=True)[:, :width]
-    none = ~chosen.gather(1, ids)
-    return ids.masked_fill(none, -1), weights.gather(1, ids).masked_fill(none, 0)
+    return rank(weights, chosen)

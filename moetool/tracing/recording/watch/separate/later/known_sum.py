@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 
+from moetool.tracing.recording.watch.decision import rank
 from moetool.tracing.recording.watch.separate.block import Block, BlockCall
 from moetool.tracing.recording.watch.separate.captures import Capture, InputFinder
 from moetool.tracing.recording.watch.separate.marked_run import Mark, MarkedRun, Seen
@@ -39,7 +40,7 @@ from moetool.tracing.recording.watch.separate.proof import (
     list_outputs,
     make_outputs,
 )
-from moetool.tracing.recording.watch.separate.search import SumPlace, SumSearch, rank
+from moetool.tracing.recording.watch.separate.search import SumPlace, SumSearch
 
 # Columns that hold random numbers, at least.
 _LEAST_RANDOM = 4
