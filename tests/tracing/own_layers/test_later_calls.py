@@ -15,7 +15,6 @@ from tests.tracing.own_layers.changing_layers import CHANGING, IS_LATER, Forgets
 from tests.tracing.own_layers.layers import (
     NUM_EXPERTS,
     WIDTH,
-    Adapters,
     AddsInPlace,
     DroppedPassThrough,
     LayersInLists,
@@ -34,7 +33,6 @@ SEARCHED = [
     LayersInLists,
     AddsInPlace,
     DroppedPassThrough,
-    Adapters,
     AddsToOthers,
     SharedAfterwards,
 ]
