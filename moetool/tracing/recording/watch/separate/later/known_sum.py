@@ -113,7 +113,9 @@ class KnownSum(SumSearch):
             for index in range(len(block.experts))
         ]
         weights, numbers = self._read_all(total, put.before, output, sizes)
-        self._compare(own_total, put.before, self._list_own(sizes), weights, numbers)
+        self._compare(
+            own_total, put.before, self._list_own(sizes, own_total.device), weights, numbers
+        )
         total.check_tokens(weights, own_total, output)
         is_chosen = weights != 0
         return rank(
@@ -148,7 +150,7 @@ class KnownSum(SumSearch):
             raise self._block.unreadable("it computes in another way each time that it runs")
         return seen, *taken[0], [*list_states(self._call), *inputs.found]
 
-    def _list_own(self, sizes: list[int]) -> list[torch.Tensor]:
+    def _list_own(self, sizes: list[int], device: torch.device) -> list[torch.Tensor]:
         """Return what experts returned in the call. # each (num_rows, width)."""
         found = []
         for index, size in enumerate(sizes):
