@@ -157,10 +157,9 @@ class KnownSum(SumSearch):
             path = last_of(self._block, self._call, index) or ""
             calls = (each.output for each in self._call.returned.get(path, ()))
             values = [value[0] if isinstance(value, tuple) else value for value in calls]
-            rows = [value.reshape(-1, self._width) for value in values]
-            found.append(
-                torch.cat(rows) if rows else torch.zeros(0, self._width, dtype=self._dtype)
-            )
+            rows = [value.reshape(-1, self._width).to(device) for value in values]
+            none = torch.zeros(0, self._width, dtype=self._dtype, device=device)
+            found.append(torch.cat(rows) if rows else none)
             if len(found[-1]) != size:
                 raise self._block.unreadable(OTHER_OUTPUT)
         return found
