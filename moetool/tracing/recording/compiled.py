@@ -92,14 +92,26 @@ def check_runs(module: nn.Module) -> None:
         )
 
 
-def explain_error(model: nn.Module, error: BaseException | None) -> None:
-    """Turn torch's error about hooks that break a full graph into one that says so.
+def check_end(model: nn.Module, error: BaseException | None, *, was_called: bool) -> None:
+    """Check how a recording ended.
+
+    Args:
+        model: The recorded model.
+        error: What the code that was recorded ended in.
+        was_called: Whether the model was.
 
     Raises:
-        UntraceableError: The error is that one.
+        UntraceableError: Hooks broke a full graph, which torch says in its own words, or there was no
+            error and no call.
     """
-    is_compilers = type(error).__module__.startswith("torch._dynamo")
-    if is_compilers and KEPT_BECAUSE in str(error):
+    if error is None:
+        if not was_called:
+            raise UntraceableError(
+                f"No call of {type(model).__name__} was seen.",
+                hint="Call the recorded model itself: a copy that torch.compile made earlier runs past "
+                "hooks.",
+            )
+    elif type(error).__module__.startswith("torch._dynamo") and KEPT_BECAUSE in str(error):
         raise UntraceableError(
             f"{type(model).__name__} can't be compiled as one full graph while it is recorded: the "
             "recorder's hooks read values, and end the graph.",

@@ -145,13 +145,7 @@ class RoutingRecorder:
         self._remove()
         self._send_all()
         self._inbox.close(raises=kind is None)
-        compiled.explain_error(self.model, error)
-        if kind is None and not self._was_called:
-            raise UntraceableError(
-                f"No call of {type(self.model).__name__} was seen.",
-                hint="Call the recorded model itself: a copy that torch.compile made earlier runs "
-                "past hooks.",
-            )
+        compiled.check_end(self.model, error, was_called=self._was_called)
 
     def _install(self) -> None:
         # Placed last: a module that is recorded alone is the block too, and decides before it ends.
