@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode, _pop_mode, _push_mode
 
 from moetool.simulation.meta.dispatch import DispatchMode, find_tensors
+from moetool.tracing.recording.watch.weighted_rows import WeightTrail
 
 # Sums that may be the last: what follows them may look like one too, such as a mean over tokens.
 _MOST_CANDIDATES = 8
@@ -29,10 +30,18 @@ class Capture(DispatchMode):
     Args:
         width: Size of the last dimension of the tensors to look at; of others the number is None.
         look: Takes a tensor and its number.
+        trail: Follows weights that multiply rows before experts receive them.
     """
 
-    def __init__(self, width: int, look: Callable[[torch.Tensor, int], None]) -> None:
+    def __init__(
+        self,
+        width: int,
+        look: Callable[[torch.Tensor, int], None],
+        *,
+        trail: WeightTrail | None = None,
+    ) -> None:
         super().__init__()
+        self.trail = trail
         self._width = width
         self._look = look
         self.num_experts_called = 0
@@ -45,7 +54,10 @@ class Capture(DispatchMode):
         if func is torch.ops.aten.detach.default:
             return self.pass_on(func, args, kwargs)
         self.show(args)
-        output = self.pass_on(func, args, kwargs)
+        if self.trail is None:
+            output = self.pass_on(func, args, kwargs)
+        else:
+            output = self.trail.run(func, args, kwargs, lambda: self.pass_on(func, args, kwargs))
         self.show(output)
         return output
 

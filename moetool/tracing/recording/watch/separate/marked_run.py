@@ -24,6 +24,7 @@ from moetool.tracing.recording.watch.separate.stand_ins import (
     run_again,
     without_hooks,
 )
+from moetool.tracing.recording.watch.weighted_rows import WeightedRows, WeightTrail
 
 # Given an expert's id and the number of rows that it has had before in this run, writes marks into an
 # output of zeros. # (num_rows, width)
@@ -37,11 +38,13 @@ class Seen:
     Attributes:
         output: The block's output.
         rows: By expert, the rows of each of its calls. # each (..., width)
+        weighted: By expert, what is known of weights that multiplied them before.
         last: By expert that consists of several modules, what the last of them received.
     """
 
     output: Any
     rows: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    weighted: dict[int, list[WeightedRows | None]] = field(default_factory=dict)
     last: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
 
@@ -73,7 +76,8 @@ class MarkedRun:
         Args:
             mark: Fills the experts' outputs, which are zeros otherwise.
             capture: Looks at tensors meanwhile, and at the block's output afterwards.
-            on_rows: Takes the rows of each call of an expert.
+            on_rows: Takes the rows of each call of an expert, as they were before weights
+                multiplied them.
             order: Reorders the rows that the modules of an expert return, except the last.
             is_repeated: Whether experts return what they returned in the call, instead of marks.
 
@@ -83,6 +87,10 @@ class MarkedRun:
         block, call = self._block, self._call
         seen = Seen(output=None)
         given = None if call.given is None or call.hidden is None else call.hidden.clone()
+        trail = None if capture is None else capture.trail
+        if trail is not None:
+            values = iter_tensors([call.args, call.kwargs])
+            trail.add_scores(value for value in values if value is not call.given)
         stand_ins: list[tuple[Part, Callable[..., Any]]] = []
         for index, members in enumerate(block.experts):
             for part in members:
@@ -95,13 +103,14 @@ class MarkedRun:
                     on_rows=on_rows,
                     order=order,
                     is_repeated=is_repeated,
+                    trail=trail,
                 )
                 stand_ins.append((part, _unseen(forward, capture, is_expert=True)))
         stand_ins += [(part, _unseen(self._repeat(part), capture)) for part in block.parts]
         output = run_again(block, call, given, stand_ins, capture=capture)
         if capture is not None:
             capture.show(list(iter_tensors(output)))
-        return Seen(output, seen.rows, seen.last)
+        return Seen(output, seen.rows, seen.weighted, seen.last)
 
     def _stand_in_for(
         self,
@@ -114,6 +123,7 @@ class MarkedRun:
         on_rows: Callable[[torch.Tensor], None] | None,
         order: Callable[[torch.Tensor], torch.Tensor] | None,
         is_repeated: bool,
+        trail: WeightTrail | None,
     ) -> Callable[..., Any]:
         block = self._block
         returned = iter(self._call.returned.get(part.path, ()))
@@ -125,11 +135,13 @@ class MarkedRun:
             if call is None or rows is None:
                 raise block.unreadable("a second run sent tokens to other experts")
             restore_states(self._call.devices, call.states)
+            weighted = None if trail is None else trail.find(rows)
             rows = as_before(rows, given, self._call.hidden)
             if is_first:
                 seen.rows.setdefault(index, []).append(rows)
+                seen.weighted.setdefault(index, []).append(weighted)
                 if on_rows is not None:
-                    on_rows(rows)
+                    on_rows(rows if weighted is None else weighted.rows)
             if not is_last:
                 output = copy_output(call.output)
                 return output if order is None else order(output)
@@ -169,6 +181,8 @@ def _unseen(
             output = forward(*args, **kwargs)
         if is_expert:
             capture.note_expert()
+        if capture.trail is not None:
+            capture.trail.add_scores(iter_tensors(output))
         return output
 
     return paused

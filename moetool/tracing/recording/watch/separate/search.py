@@ -18,7 +18,7 @@ Nothing is recorded that is not proven:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -45,6 +45,11 @@ from moetool.tracing.recording.watch.separate.proof import (
     SumInBlock,
     is_near,
     list_outputs,
+)
+from moetool.tracing.recording.watch.weighted_rows import (
+    WEIGHTED_TWICE,
+    WeightTrail,
+    read_weighted,
 )
 
 # Powers of two: the length of a mark, and what no other number reaches. float16 is too narrow for that:
@@ -78,6 +83,7 @@ class SumSearch:
 
     Attributes:
         place: Where the sum was found, once it was.
+        weighs_input: Whether the weights multiply what experts receive; known after `decide`.
 
     Args:
         block: Named in errors.
@@ -89,6 +95,7 @@ class SumSearch:
     def __init__(
         self, block: Block, call: BlockCall, again: MarkedRun, *, sizes: list[int]
     ) -> None:
+        self.weighs_input = False
         self._block = block
         self._call = call
         self._again = again
@@ -153,7 +160,9 @@ class SumSearch:
     def _see(self, inputs: InputFinder) -> Seen:
         """Run the block with experts that return zeros, and look at what they receive."""
         rows = next(iter(self._call.received.values()))[0]
-        finder = Capture(rows.shape[-1], inputs.look)
+        width = rows.shape[-1]
+        trail = WeightTrail(len(self._block.experts), width)
+        finder = Capture(width, inputs.look, trail=trail)
         return self._again.run(capture=finder, on_rows=inputs.keep)
 
     def _find_sums(self) -> Iterator[tuple[int, int]]:
@@ -236,18 +245,46 @@ class SumSearch:
         if bool((is_chosen & (numbers >= limits)).any()):
             raise block.unreadable(OTHER_OUTPUT)
         total.check(weights, numbers, sizes)
-        chosen = is_chosen | find_weightless(block, is_chosen, numbers, inputs, seen.rows)
-        self.place = SumPlace(total.offset, self._is_input_computed(is_chosen, numbers, seen))
+        own, factors = read_weighted(seen.rows, seen.weighted)
+        chosen = is_chosen | find_weightless(block, is_chosen, numbers, inputs, own)
+        if factors:
+            weights = self._weigh_inputs(weights, numbers, factors)
+            self.weighs_input = True
+            chosen &= ~chosen.all(dim=0) | (weights != 0)
+        else:
+            self.place = SumPlace(total.offset, self._is_input_computed(is_chosen, numbers, own))
         return rank(weights, chosen)
 
     def _is_input_computed(
-        self, is_chosen: torch.Tensor, numbers: torch.Tensor, seen: Seen
+        self,
+        is_chosen: torch.Tensor,
+        numbers: torch.Tensor,
+        own: Mapping[int, list[torch.Tensor]],
     ) -> bool:
         try:
-            find_weightless(self._block, is_chosen, numbers, list_states(self._call), seen.rows)
+            find_weightless(self._block, is_chosen, numbers, list_states(self._call), own)
         except UntraceableError:
             return True
         return False
+
+    def _weigh_inputs(
+        self, weights: torch.Tensor, numbers: torch.Tensor, factors: dict[int, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the weights that multiplied what experts received.
+
+        Args:
+            weights: By which experts' outputs are added up. # (num_tokens, num_experts)
+            numbers: The row of each expert that has the weight. # (num_tokens, num_experts)
+            factors: By expert, the weights of its rows. # each (num_rows,)
+        """
+        weighted = weights.clone()
+        for index, of_rows in factors.items():
+            column = weights[:, index]
+            if bool(((column != 0) & (column != 1)).any()):
+                raise self._block.unreadable(WEIGHTED_TWICE)
+            chosen = torch.nonzero(column).flatten()
+            weighted[chosen, index] = of_rows.to(column)[numbers[chosen, index]]
+        return weighted
 
     def _read_group(
         self, total: SumInBlock, first: int, *, most_rows: int

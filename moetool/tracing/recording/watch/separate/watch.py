@@ -59,12 +59,14 @@ class SeparateExpertsWatch:
     Attributes:
         is_searched: Whether the block does more than send its hidden states to experts and add up
             their outputs, so that decisions are read from a sum within it.
+        weighs_input: Whether the weights multiply what experts receive.
     """
 
     def __init__(self, layer: MoeLayer, *, keep_scores: bool) -> None:
         self.output_factor: float | None = 1.0
         self.router_path: str | None = None
         self.is_searched = False
+        self.weighs_input = False
         self._layer = layer
         self._keep_scores = keep_scores
         # The call of the block that is under way.
@@ -202,6 +204,7 @@ class SeparateExpertsWatch:
                 self._place = None
         search = SumSearch(block, call, again, sizes=sizes)
         decision = search.decide()
+        self.weighs_input = search.weighs_input
         if search.place is not None and search.place.offset >= 0:
             self._place = search.place
         return decision

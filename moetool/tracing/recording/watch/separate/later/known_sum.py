@@ -41,6 +41,7 @@ from moetool.tracing.recording.watch.separate.proof import (
     make_outputs,
 )
 from moetool.tracing.recording.watch.separate.search import SumPlace, SumSearch
+from moetool.tracing.recording.watch.weighted_rows import WeightTrail, read_weighted
 
 # Columns that hold random numbers, at least.
 _LEAST_RANDOM = 4
@@ -95,6 +96,9 @@ class KnownSum(SumSearch):
         if len(own_total) not in self._sizes:
             raise block.unreadable("its experts run on rows that are not its tokens")
         self._check_output(repeated)
+        own, factors = read_weighted(repeated.rows, repeated.weighted)
+        if factors:
+            raise block.unreadable("weights multiply what goes into its experts")
         output = list_outputs(repeated.output)
         total = SumInBlock(
             block,
@@ -120,7 +124,7 @@ class KnownSum(SumSearch):
         is_chosen = weights != 0
         return rank(
             weights,
-            is_chosen | find_weightless(block, is_chosen, numbers, inputs, repeated.rows),
+            is_chosen | find_weightless(block, is_chosen, numbers, inputs, own),
         )
 
     def _repeat(self) -> tuple[Seen, int, torch.Tensor, list[torch.Tensor]]:
@@ -130,6 +134,7 @@ class KnownSum(SumSearch):
             The run, the sum with its number, and the tensors whose rows experts may receive.
         """
         num_calls, place = len(self._call.order), self.place
+        width = next(iter(self._call.received.values()))[0].shape[-1]
         taken: list[tuple[int, torch.Tensor]] = []
         inputs = InputFinder(self._call.hidden)
 
@@ -140,7 +145,8 @@ class KnownSum(SumSearch):
             if is_last and number == capture.number_then + place.offset:
                 taken.append((number, value.detach().reshape(-1, self._width).clone()))
 
-        capture = Capture(self._width, look)
+        trail = WeightTrail(len(self._block.experts), width)
+        capture = Capture(self._width, look, trail=trail)
         seen = self._again.run(
             capture=capture,
             on_rows=inputs.keep if place.is_input_computed else None,
