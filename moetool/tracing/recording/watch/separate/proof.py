@@ -194,7 +194,7 @@ def explains(
         weights: # (num_tokens, num_experts)
         numbers: The row of each expert that has the weight. # (num_tokens, num_experts)
     """
-    expected, extent = empty.double(), empty.double().abs()
+    expected, extent = empty.to(torch.float64, copy=True), empty.double().abs()
     for index, returned in enumerate(outputs):
         chosen = torch.nonzero(weights[:, index]).flatten()
         own = returned[numbers[chosen, index]].double()
