@@ -2,8 +2,9 @@
 
     python -m benchmarks.tracing.layers_on_gpu
 
-The layers are those of the tests, in float32, with the same weights and inputs on both. Each runs
-twice on the GPU: as usual, and with the GPU as torch's default device.
+The layers are those of the tests, in float32, with the same weights and inputs on both. Each is called
+twice, because a later call is proven in another way, and runs twice on the GPU: as usual, and with the
+GPU as torch's default device.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 
 from moetool import RoutingRecorder
 from moetool.errors import MoetoolError
+from moetool.tracing.recording.calls import RecordedLayer
 from tests.tracing.own_layers.layers import LAYERS, WIDTH
 from tests.tracing.recording.operations.blocks import EXACT, HIDDEN_SIZE
 
@@ -57,7 +59,7 @@ def iter_layers() -> Iterator[tuple[str, nn.Module, int]]:
 
 
 def record(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor | str:
-    """Return the weight of every expert for every token, NaN where it did not run, or the refusal."""
+    """Return tables of two calls, or the refusal."""
     torch.manual_seed(2)
     try:
         with torch.no_grad():
@@ -69,12 +71,17 @@ def record(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor | str:
     try:
         with torch.no_grad(), RoutingRecorder(layer) as recorder:
             layer(hidden.clone())
+            layer(hidden.flip(1).clone())
     except MoetoolError as error:
         return error.message
-    recorded = recorder.calls[0].layers[0]
+    return torch.cat([as_table(call.layers[0]) for call in recorder.calls])
+
+
+def as_table(recorded: RecordedLayer) -> torch.Tensor:
+    """Return the weight of every expert for every token, NaN where it did not run."""
     ids, weights = (torch.from_numpy(v).cpu() for v in (recorded.experts, recorded.weights))
     ids = ids.long()
-    num_experts = int(ids.max()) + 1
+    num_experts = recorded.layer.num_experts
     table = torch.full((len(ids), num_experts + 1), torch.nan, device="cpu")
     table.scatter_(1, ids.masked_fill(ids < 0, num_experts), weights.float())
     return table[:, :num_experts]

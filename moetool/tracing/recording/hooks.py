@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
+
+# Part of what torch says if it may not leave hooks as they are.
+KEPT_BECAUSE = "moetool's hooks read values, which code that is being compiled has not"
+_NO_BACKWARD = -1
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -49,7 +54,17 @@ class Hooks:
         self._placed.close()
 
 
-def _as_written(hook: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Return a hook that torch.compile leaves as it is: compiled, it would see no values."""
-    disable: Callable[..., Callable[Arguments, Result]] = torch.compiler.disable
-    return disable(hook)
+def _as_written(hook: Callable[Arguments, Result]) -> Callable[Arguments, Result | None]:
+    """Return a hook that torch.compile leaves as it is: compiled, it would see no values.
+
+    It does not run during a backward: modules that run then, because of a checkpoint, repeat a call.
+    """
+
+    @functools.wraps(hook)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result | None:
+        if torch._C._current_graph_task_id() != _NO_BACKWARD:
+            return None
+        return hook(*args, **kwargs)
+
+    disable: Callable[..., Callable[Arguments, Result | None]] = torch.compiler.disable
+    return disable(run, reason=KEPT_BECAUSE)

@@ -24,10 +24,10 @@ from torch import nn
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.choices import take_flag
 from moetool.errors import UntraceableError, UsageError
+from moetool.tracing.recording import compiled
 from moetool.tracing.recording.apart import DecisionsApart
 from moetool.tracing.recording.call_tokens import CallInputs, find_input, name_inputs
 from moetool.tracing.recording.calls import RecordedCall
-from moetool.tracing.recording.compiled import check_not_compiled, explain_silence
 from moetool.tracing.recording.frames import make_frame
 from moetool.tracing.recording.generate_masks import GenerateMasks
 from moetool.tracing.recording.hooks import Hooks
@@ -126,7 +126,7 @@ class RoutingRecorder:
         self.reached: tuple[int, MoeLayer | None] = (0, None)
 
     def __enter__(self) -> Self:
-        check_not_compiled(self.model, self.layers)
+        compiled.check_not_compiled(self.model, self.layers)
         self._was_called = False
         try:
             self._install()
@@ -144,12 +144,7 @@ class RoutingRecorder:
         self._remove()
         self._send_all()
         self._inbox.close(raises=kind is None)
-        if kind is None and not self._was_called:
-            raise UntraceableError(
-                f"No call of {type(self.model).__name__} was seen.",
-                hint="Call the recorded model itself: a copy that torch.compile made earlier runs "
-                "past hooks.",
-            )
+        compiled.check_end(self.model, error, was_called=self._was_called)
 
     def _install(self) -> None:
         # Placed last: a module that is recorded alone is the block too, and decides before it ends.
@@ -249,6 +244,7 @@ class RoutingRecorder:
     def _begin_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._was_called = True
+            compiled.check_runs(module)
             self.reached = (self.reached[0] + 1, None)
             inputs = name_inputs(module, args, kwargs)
             mask = find_input(inputs, "attention_mask")
@@ -347,4 +343,4 @@ class RoutingRecorder:
             and not self._apart.has(scope.path, layer)
         ]
         if silent:
-            raise explain_silence(self.model, silent, num_layers=len(scope.layers))
+            raise compiled.explain_silence(self.model, silent, num_layers=len(scope.layers))

@@ -9,6 +9,8 @@ from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers, select_layers
 from moetool.anatomy.routing.walk import is_called
+from moetool.errors import DenseModelError, UntraceableError
+from moetool.tracing.recording.compiled import check_not_scripted
 
 # Stacks that text alone does not pass; every other routed layer must be seen in every call.
 OPTIONAL_STACKS = ("vision", "audio", "talker")
@@ -68,7 +70,12 @@ def find_recorded_model(
         UntraceableError: Its routing can't be recorded exactly.
         UsageError: A layer number has no routed experts.
     """
-    selected = select_layers(find_moe_layers(model, allow_inexact=allow_inexact), layers)
+    try:
+        found = find_moe_layers(model, allow_inexact=allow_inexact)
+    except (DenseModelError, UntraceableError, ValueError):
+        check_not_scripted(model)
+        raise
+    selected = select_layers(found, layers)
     stacks = list(_find_stacks(model))
     return RecordedModel(
         model=model,

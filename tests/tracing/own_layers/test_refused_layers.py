@@ -14,6 +14,7 @@ from moetool.tracing.recording.watch.separate.search import SumSearch
 from moetool.tracing.windows.probabilities import find_score_function
 from tests.tracing.own_layers.layers import (
     NUM_EXPERTS,
+    DroppedPassThrough,
     RouterParameter,
     Surrounded,
     Tensor,
@@ -30,10 +31,12 @@ from tests.tracing.own_layers.odd_layers import (
 from tests.tracing.own_layers.recording import AnyLayer, make, record, states
 
 
-def test_a_block_that_needs_a_search_is_refused_in_half_precision() -> None:
-    layer = make(Surrounded).half()
-    with pytest.raises(UntraceableError, match="is read in bfloat16 or float32"):
-        record(layer, states().half())
+def test_float16_is_refused_where_outputs_are_added_to_something() -> None:
+    """Marks are lost next to other numbers there; in bfloat16 they are not."""
+    with pytest.raises(UntraceableError, match="float16, which has no room for marks"):
+        record(make(DroppedPassThrough).half(), states().half())
+    (recorded,) = record(make(DroppedPassThrough).bfloat16(), states().bfloat16())
+    assert (recorded.experts >= 0).any()
 
 
 @pytest.mark.parametrize("what", REFUSED)

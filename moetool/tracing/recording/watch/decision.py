@@ -68,3 +68,20 @@ def find_decision(values: Sequence[Any], *, path: str) -> tuple[torch.Tensor, to
             facts=[f"seen: {seen or 'nothing'}"],
         )
     return ids[0], weights[0]
+
+
+def rank(weights: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids and weights of chosen experts, the largest weight first.
+
+    Args:
+        weights: # (num_tokens, num_experts)
+        chosen: # (num_tokens, num_experts)
+
+    Returns:
+        Both # (num_tokens, top_k), padded with -1 and 0.
+    """
+    width = max(int(chosen.sum(dim=1).max()), 1)
+    ranked = weights.float().masked_fill(~chosen, -torch.inf)
+    ids = ranked.argsort(dim=1, descending=True, stable=True)[:, :width]
+    none = ~chosen.gather(1, ids)
+    return ids.masked_fill(none, -1), weights.gather(1, ids).masked_fill(none, 0)

@@ -35,12 +35,11 @@ def read_finals(run: ObservedRun) -> list[Final] | None:
     edges = [edge for product in run.finals for edge in run.observer.find_edges(product)]
     if not edges or run.output.grad_fn is None or any(edge is None for edge in edges):
         raise NotObservedError("gradients do not reach all of its experts")
-    numbers, signs = (iter(_pull_back(run, edges, seed)) for seed in (seeds.numbers, seeds.signs))
+    numbers = iter(_pull_back(run, edges, seeds.numbers))
     finals: list[Final] = []
     for product in run.finals:
         read = [
-            seeds.read(_to_rows(product, next(numbers)), _to_rows(product, next(signs)))
-            for _ in run.observer.find_edges(product)
+            seeds.read(_to_rows(product, next(numbers))) for _ in run.observer.find_edges(product)
         ]
         tokens, weights = read[-1]
         belongs_to_none = (tokens >= 0) & (product.experts < 0)

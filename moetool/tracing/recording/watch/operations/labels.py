@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from moetool.anatomy.routing.proposed.expert_groups import list_flat_stacks
 from moetool.anatomy.routing.proposed.expert_updates import list_updates
@@ -71,6 +72,7 @@ def label_parameters(
         yield parameter, numbers.repeat_interleave(size).view(parameter.shape)
 
 
+@functools.cache
 def name_of(operation: Any) -> str:
     """Return the name of an operation, in-place or not."""
     name: str = operation._schema.name.removeprefix("aten::")
@@ -112,7 +114,15 @@ def move(operation: Any, args: Any, kwargs: Any, result: Any, moved: dict[int, A
 
 def tensors_in(*values: Any) -> list[torch.Tensor]:
     """Return the tensors in nested arguments or results."""
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    found: list[torch.Tensor] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += tensors_in(*value)
+        elif isinstance(value, dict):
+            found += tensors_in(*value.values())
+    return found
 
 
 def all_equal(values: torch.Tensor, dim: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 from moetool.tracing.recording.watch.operations.observer import Observer
 from moetool.tracing.recording.watch.operations.products import Product
@@ -120,8 +120,12 @@ def run_observed(
 
     Raises:
         NotObservedError: An operation on the weights of experts is not understood.
-        ValueError: The block returns no hidden states.
+        ValueError: The block returns no hidden states, or its parameters have no gradients.
     """
+    if any(parameter.is_inference() for parameter in block.parameters()):
+        raise ValueError(
+            "its parameters were made in inference mode, where torch keeps no gradients"
+        )
     width = call.hidden.shape[-1]
     num_tokens = call.num_tokens
     experts = {id(parameter) for parameter, _ in labels}
@@ -131,6 +135,8 @@ def run_observed(
         outputs: dict[str, Any] = {}
         _keep_outputs(block, parts, outputs, experts=experts, num_tokens=num_tokens)
         stack.enter_context(torch.enable_grad())
+        # A checkpoint around the block would drop what this run saves, and run the block once more.
+        stack.enter_context(saved_tensors_hooks(_as_it_is, _as_it_is))
         start = call.hidden.clone().requires_grad_()
         # Not the leaf itself, which blocks could not change in place.
         states = start.clone()
@@ -162,6 +168,10 @@ def run_observed(
                 rows = value.reshape(-1, width)
                 return ObservedRun(observer, start, rows, parts, outputs, lengths)
     raise ValueError("it does not return hidden states")
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _keep_outputs(

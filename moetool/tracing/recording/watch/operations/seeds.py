@@ -21,9 +21,11 @@ _ROUNDINGS = 4
 class TokenSeeds:
     """Gradients at a block's output, by which the tokens of its experts' outputs are known.
 
+    None of their numbers is zero, so that they confirm a weight in every column.
+
     Attributes:
-        numbers: They spell each token's number. # (num_tokens, hidden_size)
-        signs: They confirm it in every column. # (num_tokens, hidden_size)
+        numbers: They spell each token's number, and have signs in the other columns.
+            # (num_tokens, hidden_size)
     """
 
     def __init__(self, output: torch.Tensor) -> None:
@@ -34,40 +36,32 @@ class TokenSeeds:
             self._num_digits += 1
         self.is_wide_enough = width > self._num_digits
         tokens = torch.arange(num_tokens, device=output.device)
-        self.numbers = torch.zeros_like(output, requires_grad=False)
-        self.numbers[:, 0] = 1
-        for digit in range(min(self._num_digits, width - 1)):
-            self.numbers[:, 1 + digit] = (tokens // self._base**digit) % self._base
         generator = torch.Generator().manual_seed(0)
         bits = torch.randint(0, 2, output.shape, generator=generator, device="cpu")
-        self.signs = (2 * bits - 1).to(output)
+        self.numbers = (2 * bits - 1).to(output)
+        self.numbers[:, 0] = 1
+        for digit in range(min(self._num_digits, width - 1)):
+            self.numbers[:, 1 + digit] = (tokens // self._base**digit) % self._base + 1
 
-    def read(self, numbers: torch.Tensor, signs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the token of each row and the weight with which the row was added to it.
 
         Args:
             numbers: The gradients that came back for `numbers`. # (num_rows, hidden_size)
-            signs: And for `signs`. # (num_rows, hidden_size)
 
         Returns:
             Both # (num_rows,); the tokens may be `EMPTY` or `STRANGE`.
         """
         weights = numbers[:, 0]
-        is_empty = (numbers == 0).all(dim=1) & (signs == 0).all(dim=1)
-        if not self.is_wide_enough or numbers.shape[1] != self.signs.shape[1]:
+        is_empty = (numbers == 0).all(dim=1)
+        if not self.is_wide_enough or numbers.shape[1] != self.numbers.shape[1]:
             return torch.where(is_empty, EMPTY, STRANGE), weights
         ratios = numbers[:, 1 : 1 + self._num_digits].double() / weights.double()[:, None]
-        digits = ratios.round().nan_to_num(nan=0, posinf=0, neginf=0).clamp(0, self._base - 1)
+        digits = ratios.round().nan_to_num(nan=1, posinf=1, neginf=1).clamp(1, self._base) - 1
         scale = self._base ** torch.arange(self._num_digits, device=numbers.device)
-        tokens = (digits.long() * scale).sum(dim=1).clamp(max=len(self.signs) - 1)
+        tokens = (digits.long() * scale).sum(dim=1).clamp(max=len(self.numbers) - 1)
         rounding = _ROUNDINGS * torch.finfo(numbers.dtype).eps
-        is_token = self._agrees(numbers, weights, self.numbers[tokens], rounding)
-        is_token &= self._agrees(signs, weights, self.signs[tokens], rounding)
+        expected = weights.double()[:, None] * self.numbers[tokens].double()
+        is_token = ((numbers.double() - expected).abs() <= rounding * expected.abs()).all(dim=1)
         tokens = torch.where(is_token & (weights != 0), tokens, STRANGE)
         return torch.where(is_empty, EMPTY, tokens), weights
-
-    def _agrees(
-        self, seen: torch.Tensor, weights: torch.Tensor, seeds: torch.Tensor, rounding: float
-    ) -> torch.Tensor:
-        expected = weights.double()[:, None] * seeds.double()
-        return ((seen.double() - expected).abs() <= rounding * expected.abs()).all(dim=1)

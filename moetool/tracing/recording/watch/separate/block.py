@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.walk import is_called, join_path
 from moetool.errors import UntraceableError
 from moetool.tracing.out_of_memory import is_out_of_memory
+from moetool.tracing.recording.watch.separate.captures import iter_tensors
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,12 @@ class BlockCall:
         states: Of the random generators, before it.
         received: By path of an expert's module, the rows of each of its calls. # each (..., width)
         returned: By path of part, the outputs of its calls in order. Of an expert that is one module,
-            an output has its shape and no values.
+            an output may have its shape and no values.
         order: The paths of the experts' modules in the order in which they were called.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        output: What it returned, once it did.
+        has_values: Whether all outputs in `returned` have their values.
     """
 
     given: torch.Tensor | None
@@ -122,6 +127,19 @@ class BlockCall:
     received: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     returned: dict[str, list[Returned]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    output: Any = None
+    has_values: bool = True
+
+    def list_sizes(self) -> list[int]:
+        """Return how many tokens there may be, by what went into the block and came out of it."""
+        sizes = [
+            value.numel() // value.shape[-1] if value.is_floating_point() else value.numel()
+            for value in iter_tensors([self.given, self.args, self.kwargs, self.output])
+            if value.numel() and value.dim()
+        ]
+        return list(dict.fromkeys(sizes))
 
 
 def find_block(model: nn.Module, layer: MoeLayer) -> Block:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode, _pop_mode, _push_mode
 
-from moetool.simulation.meta.dispatch import DispatchMode
+from moetool.simulation.meta.dispatch import DispatchMode, find_tensors
 from moetool.tracing.recording.watch.weighted_rows import WeightTrail
 
 # Sums that may be the last: what follows them may look like one too, such as a mean over tokens.
@@ -21,6 +22,10 @@ class Capture(DispatchMode):
 
     The operations of a block that runs again with the same hidden states are the same, so a tensor
     has the same number in every run.
+
+    Attributes:
+        num_experts_called: How often a module of an expert was called.
+        number_then: The number of the first tensor after the last of these calls.
 
     Args:
         width: Size of the last dimension of the tensors to look at; of others the number is None.
@@ -39,12 +44,14 @@ class Capture(DispatchMode):
         self.trail = trail
         self._width = width
         self._look = look
+        self.num_experts_called = 0
+        self.number_then = 0
         self._count = 0
-        self._is_paused = False
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Look at the inputs of an operation, run it, and look at its outputs."""
-        if self._is_paused:
+        # torch detaches results of its own accord if something else holds them, which differs.
+        if func is torch.ops.aten.detach.default:
             return self.pass_on(func, args, kwargs)
         self.show(args)
         if self.trail is None:
@@ -57,18 +64,39 @@ class Capture(DispatchMode):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Look at nothing meanwhile: what stand-ins compute differs from run to run."""
-        before, self._is_paused = self._is_paused, True
+        if _get_current_dispatch_mode() is not self:
+            yield
+            return
+        _pop_mode()
         try:
             yield
         finally:
-            self._is_paused = before
+            _push_mode(self)
+
+    def note_expert(self) -> None:
+        """Note that a module of an expert has run."""
+        self.num_experts_called += 1
+        self.number_then = self._count
 
     def show(self, values: Any) -> None:
         """Look at each tensor among some values."""
-        for value in iter_tensors(values):
-            if value.is_floating_point() and value.dim() > 1 and value.shape[-1] == self._width:
+        for value in find_tensors(values if isinstance(values, tuple | list) else (values,)):
+            shape = value.shape
+            if len(shape) > 1 and shape[-1] == self._width and value.is_floating_point():
                 self._look(value, self._count)
                 self._count += 1
+
+
+class ZeroFinder:
+    """Finds the tensors that hold nothing but zeros."""
+
+    def __init__(self) -> None:
+        self.found: set[int] = set()
+
+    def look(self, value: torch.Tensor, number: int) -> None:
+        """Note a tensor's number if it is zero."""
+        if not bool(value.any()):
+            self.found.add(number)
 
 
 class SumDetector:
@@ -77,16 +105,22 @@ class SumDetector:
     Args:
         least: The least absolute value of a mark.
         num_columns: Marks belong into the first columns.
+        among: Numbers of the tensors that may be one; None for all.
     """
 
-    def __init__(self, *, least: float, num_columns: int) -> None:
+    def __init__(
+        self, *, least: float, num_columns: int, among: Collection[int] | None = None
+    ) -> None:
         # By number of tokens.
         self.found: dict[int, list[int]] = defaultdict(list)
         self._least = least
         self._num_columns = num_columns
+        self._among = among
 
     def look(self, value: torch.Tensor, number: int) -> None:
         """Note a tensor's number if it may be a sum of marked vectors."""
+        if self._among is not None and number not in self._among:
+            return
         rows = value.reshape(-1, value.shape[-1])
         is_marked = (rows.abs() >= self._least) | rows.isnan()
         if bool(is_marked.any()) and not bool(is_marked[:, self._num_columns :].any()):
@@ -96,20 +130,26 @@ class SumDetector:
 
 
 class Taker:
-    """Copies the tensor of some number, or puts another one into its place."""
+    """Copies the tensor of some number, or puts another one into its place.
+
+    Attributes:
+        taken: The tensor; None until it was seen. # (num_tokens, width)
+        before: The same before another one was put into its place. # (num_tokens, width)
+    """
 
     def __init__(self, number: int, *, put: torch.Tensor | None = None) -> None:
         self.taken: torch.Tensor | None = None
+        self.before: torch.Tensor | None = None
         self._number = number
         self._put = put
 
     def look(self, value: torch.Tensor, number: int) -> None:
         """Copy a tensor if it is the one."""
-        if number != self._number:
-            return
-        if self._put is not None and self._put.numel() == value.numel():
-            value.copy_(self._put.view(value.shape))
-        self.taken = value.detach().reshape(-1, value.shape[-1]).clone()
+        if number == self._number:
+            self.before = self.taken = _copy_rows(value)
+            if self._put is not None and self._put.numel() == value.numel():
+                value.copy_(self._put.view(value.shape))
+                self.taken = self._put
 
 
 class InputFinder:
@@ -143,6 +183,10 @@ class InputFinder:
             if bool(torch.isin(wanted, hash_rows(states.to(rows))).all()):
                 self.found.append(states.clone())
         self._seen.clear()
+
+
+def _copy_rows(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().reshape(-1, value.shape[-1]).clone()
 
 
 def iter_tensors(values: Any) -> Iterator[torch.Tensor]:

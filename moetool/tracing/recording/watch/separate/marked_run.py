@@ -6,7 +6,7 @@ a part that gets something else, such as a projection of the experts' sum, runs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ from moetool.tracing.recording.watch.separate.stand_ins import (
     copy_output,
     find_rows,
     kept_as_it_is,
-    replaced,
+    run_again,
     without_hooks,
 )
 from moetool.tracing.recording.watch.weighted_rows import WeightedRows, WeightTrail
@@ -54,18 +54,13 @@ class MarkedRun:
     Args:
         block: It is as it was after each run.
         call: Its call as hooks saw it.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
     """
 
-    def __init__(
-        self, block: Block, call: BlockCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, block: Block, call: BlockCall) -> None:
         self._block = block
         self._call = call
-        self._args = args
-        self._kwargs = kwargs
-        self._devices = call.devices
+        # By expert, the paths of the first and the last of its modules that were called.
+        self._ends = dict(_find_ends(block, call))
 
     def run(
         self,
@@ -74,6 +69,7 @@ class MarkedRun:
         capture: Capture | None = None,
         on_rows: Callable[[torch.Tensor], None] | None = None,
         order: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        is_repeated: bool = False,
     ) -> Seen:
         """Run the block on what it was called with.
 
@@ -83,51 +79,37 @@ class MarkedRun:
             on_rows: Takes the rows of each call of an expert, as they were before weights
                 multiplied them.
             order: Reorders the rows that the modules of an expert return, except the last.
+            is_repeated: Whether experts return what they returned in the call, instead of marks.
 
         Raises:
             UntraceableError: The block can't be run again.
         """
         block, call = self._block, self._call
         seen = Seen(output=None)
-        given = call.given
-        again = None if given is None or call.hidden is None else call.hidden.clone()
-        args = tuple(
-            again if value is given and again is not None else value for value in self._args
-        )
-        kwargs = {
-            name: again if value is given and again is not None else value
-            for name, value in self._kwargs.items()
-        }
+        given = None if call.given is None or call.hidden is None else call.hidden.clone()
         trail = None if capture is None else capture.trail
         if trail is not None:
-            trail.add_scores(value for value in iter_tensors([args, kwargs]) if value is not again)
-        with ExitStack() as stack:
-            for index, members in enumerate(block.experts):
-                for part in members:
-                    forward = self._stand_in_for(
-                        part,
-                        index,
-                        seen,
-                        again,
-                        mark=mark,
-                        on_rows=on_rows,
-                        order=order,
-                        trail=trail,
-                    )
-                    stack.enter_context(replaced(part, _unseen(forward, capture)))
-            for module in block.passed:
-                stack.enter_context(without_hooks(module))
-                stack.enter_context(kept_as_it_is(module))
-            for part in block.parts:
-                stack.enter_context(replaced(part, _unseen(self._repeat(part), capture)))
-            restore_states(self._devices, call.states)
-            with block.run_again():
-                if capture is None:
-                    output = block.module.forward(*args, **kwargs)
-                else:
-                    with capture:
-                        output = block.module.forward(*args, **kwargs)
-                    capture.show(list(iter_tensors(output)))
+            values = iter_tensors([call.args, call.kwargs])
+            trail.add_scores(value for value in values if value is not call.given)
+        stand_ins: list[tuple[Part, Callable[..., Any]]] = []
+        for index, members in enumerate(block.experts):
+            for part in members:
+                forward = self._stand_in_for(
+                    part,
+                    index,
+                    seen,
+                    given,
+                    mark=mark,
+                    on_rows=on_rows,
+                    order=order,
+                    is_repeated=is_repeated,
+                    trail=trail,
+                )
+                stand_ins.append((part, _unseen(forward, capture, is_expert=True)))
+        stand_ins += [(part, _unseen(self._repeat(part), capture)) for part in block.parts]
+        output = run_again(block, call, given, stand_ins, capture=capture)
+        if capture is not None:
+            capture.show(list(iter_tensors(output)))
         return Seen(output, seen.rows, seen.weighted, seen.last)
 
     def _stand_in_for(
@@ -140,18 +122,19 @@ class MarkedRun:
         mark: Mark | None,
         on_rows: Callable[[torch.Tensor], None] | None,
         order: Callable[[torch.Tensor], torch.Tensor] | None,
+        is_repeated: bool,
         trail: WeightTrail | None,
     ) -> Callable[..., Any]:
         block = self._block
         returned = iter(self._call.returned.get(part.path, ()))
-        called = [path for path in self._call.order if path in _paths_of(block, index)]
-        is_first, is_last = called[:1] == [part.path], called[-1:] == [part.path]
+        first, last = self._ends.get(index, ("", ""))
+        is_first, is_last = first == part.path, last == part.path
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             call, rows = next(returned, None), find_rows(args, kwargs)
             if call is None or rows is None:
                 raise block.unreadable("a second run sent tokens to other experts")
-            restore_states(self._devices, call.states)
+            restore_states(self._call.devices, call.states)
             weighted = None if trail is None else trail.find(rows)
             rows = as_before(rows, given, self._call.hidden)
             if is_first:
@@ -164,7 +147,7 @@ class MarkedRun:
                 return output if order is None else order(output)
             if not is_first:
                 seen.last.setdefault(index, []).append(rows)
-            return _fill(call, index, seen, mark)
+            return copy_output(call.output) if is_repeated else _fill(call, index, seen, mark)
 
         return forward
 
@@ -175,7 +158,7 @@ class MarkedRun:
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = next(returned, None)
             if call is not None and _are_same([args, kwargs], [call.args, call.kwargs]):
-                restore_states(self._devices, call.states)
+                restore_states(self._call.devices, call.states)
                 return args[0] if call.is_input else copy_output(call.output)
             with ExitStack() as stack:
                 for module in part.module.modules():
@@ -187,13 +170,17 @@ class MarkedRun:
         return forward
 
 
-def _unseen(forward: Callable[..., Any], capture: Capture | None) -> Callable[..., Any]:
+def _unseen(
+    forward: Callable[..., Any], capture: Capture | None, *, is_expert: bool = False
+) -> Callable[..., Any]:
     if capture is None:
         return forward
 
     def paused(*args: Any, **kwargs: Any) -> Any:
         with capture.paused():
             output = forward(*args, **kwargs)
+        if is_expert:
+            capture.note_expert()
         if capture.trail is not None:
             capture.trail.add_scores(iter_tensors(output))
         return output
@@ -201,8 +188,16 @@ def _unseen(forward: Callable[..., Any], capture: Capture | None) -> Callable[..
     return paused
 
 
-def _paths_of(block: Block, index: int) -> list[str]:
-    return [part.path for part in block.experts[index]]
+def _find_ends(block: Block, call: BlockCall) -> Iterator[tuple[int, tuple[str, str]]]:
+    places = {path: place for place, path in reversed(list(enumerate(call.order)))}
+    last_places = {path: place for place, path in enumerate(call.order)}
+    for index, members in enumerate(block.experts):
+        called = [part.path for part in members if part.path in places]
+        if called:
+            yield (
+                index,
+                (min(called, key=places.__getitem__), max(called, key=last_places.__getitem__)),
+            )
 
 
 def _fill(call: Returned, index: int, seen: Seen, mark: Mark | None) -> Any:

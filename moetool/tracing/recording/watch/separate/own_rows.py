@@ -6,8 +6,71 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from moetool.tracing.recording.watch.separate.block import Block
-from moetool.tracing.recording.watch.separate.captures import hash_rows
+from moetool.tracing.recording.watch.separate.block import Block, BlockCall
+from moetool.tracing.recording.watch.separate.captures import hash_rows, iter_tensors
+from moetool.tracing.recording.watch.separate.marked_run import Seen
+
+# Roundings by which equal rows may differ in other places.
+_ROUNDINGS = 32
+
+
+def turn(output: torch.Tensor) -> torch.Tensor:
+    """Return rows in another order."""
+    return output.roll(1, dims=0) if output.dim() == 2 else output
+
+
+def last_of(block: Block, call: BlockCall, index: int) -> str | None:
+    """Return the path of the last module of an expert that ran; None if it did not run."""
+    paths = [part.path for part in block.experts[index]]
+    return next((path for path in reversed(call.order) if path in paths), None)
+
+
+def check_received(block: Block, call: BlockCall, seen: Seen, turned: Seen | None) -> None:
+    """Check that experts receive in a second run what they received in the call.
+
+    Args:
+        block: Named in errors.
+        seen: The second run.
+        turned: For experts that consist of several modules, one more with rows that are turned.
+
+    Raises:
+        UntraceableError: They don't, or their modules mix the rows of different tokens.
+    """
+    for index, members in enumerate(block.experts):
+        paths = [part.path for part in members]
+        first = next((path for path in call.order if path in paths), "")
+        _check_same(block, call.received.get(first, []), seen.rows.get(index, []))
+        if len(members) > 1:
+            last = call.received.get(last_of(block, call, index) or "", [])
+            _check_same(block, last, seen.last.get(index, []))
+    if turned is None:
+        return
+    # The last module of an expert has to get the rows of the first, in the same order.
+    for index, calls in seen.last.items():
+        for rows, others in zip(map(turn, calls), turned.last.get(index, []), strict=True):
+            # Vectorized code may round elements differently in other places of memory.
+            error = (rows - others).abs().max() if rows.numel() else 0
+            if error > _ROUNDINGS * torch.finfo(rows.dtype).eps * rows.abs().max():
+                raise block.unreadable("its experts mix the rows of different tokens")
+
+
+def _check_same(block: Block, rows: list[torch.Tensor], others: list[torch.Tensor]) -> None:
+    if len(rows) != len(others) or not all(map(torch.equal, rows, others)):
+        raise block.unreadable("a second run sent tokens to other experts")
+
+
+def list_states(call: BlockCall) -> list[torch.Tensor]:
+    """Return rows that a block may have sent to its experts as they are. # each (num_tokens, width).
+
+    They are what it was called with, and what its modules returned.
+    """
+    hidden = [] if call.hidden is None else [call.hidden]
+    outputs = (returned.output for calls in call.returned.values() for returned in calls)
+    return [
+        value.detach().reshape(-1, value.shape[-1])
+        for value in (*hidden, *iter_tensors(list(outputs)))
+        if value.dim() and value.is_floating_point()
+    ]
 
 
 def find_weightless(
@@ -77,6 +140,8 @@ def _are_own(
     if len(states) != len(is_chosen):
         return False
     for index, received in rows.items():
+        if states.shape[1] != received.shape[1]:
+            return False
         chosen = is_chosen[:, index]
         own = states[chosen].to(received.dtype)
         if not torch.equal(received[numbers[chosen, index]], own):

@@ -7,7 +7,6 @@ any other part, such as the router, returns what the part returned in the call i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,7 @@ from moetool.tracing.recording.watch.separate.stand_ins import (
     as_before,
     copy_output,
     find_rows,
-    replaced,
-    without_hooks,
+    run_again,
 )
 
 
@@ -47,19 +45,13 @@ class Rerun:
     """Runs a block again after one of its calls.
 
     Args:
-        call: The call as hooks saw it.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
+        block: It is as it was after each run.
+        call: Its call as hooks saw it.
     """
 
-    def __init__(
-        self, block: Block, call: BlockCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, block: Block, call: BlockCall) -> None:
         self._block = block
         self._call = call
-        self._args = args
-        self._kwargs = kwargs
-        self._devices = call.devices
 
     def run(
         self,
@@ -85,29 +77,18 @@ class Rerun:
             UntraceableError: The block can't be run again, or calls its parts in another order.
         """
         rows: dict[str, list[torch.Tensor]] = {}
-        given, given_now = self._call.given, states.clone()
-        args = tuple(given_now if value is given else value for value in self._args)
-        kwargs = {
-            name: given_now if value is given else value for name, value in self._kwargs.items()
-        }
-        block = self._block
-        with ExitStack() as stack:
-            for index, (expert,) in enumerate(block.experts):
-                vector = states.new_zeros(states.shape[-1])  # (hidden_size,)
-                if outputs is not None:
-                    vector = outputs[index]
-                elif 0 <= index - first < len(vector):
-                    vector[index - first] = length
-                    vector = spread_lengths(vector, 1) if is_uneven else vector
-                forward = self._stand_in_for(expert, rows, vector, given_now, states)
-                stack.enter_context(replaced(expert, forward))
-            for module in block.passed:
-                stack.enter_context(without_hooks(module))
-            for part in block.parts:
-                stack.enter_context(replaced(part, self._repeat(part, states, added=added)))
-            restore_states(self._devices, self._call.states)
-            with block.run_again():
-                output = block.module.forward(*args, **kwargs)
+        block, given = self._block, states.clone()
+        stand_ins: list[tuple[Part, Callable[..., Any]]] = []
+        for index, (expert,) in enumerate(block.experts):
+            vector = states.new_zeros(states.shape[-1])  # (hidden_size,)
+            if outputs is not None:
+                vector = outputs[index]
+            elif 0 <= index - first < len(vector):
+                vector[index - first] = length
+                vector = spread_lengths(vector, 1) if is_uneven else vector
+            stand_ins.append((expert, self._stand_in_for(expert, rows, vector, given, states)))
+        stand_ins += [(part, self._repeat(part, states, added=added)) for part in block.parts]
+        output = run_again(block, self._call, given, stand_ins)
         for value in output if isinstance(output, tuple) else (output,):
             if isinstance(value, torch.Tensor) and value.numel() == states.numel():
                 return Observed(value.reshape(-1, states.shape[-1]), rows)
@@ -133,7 +114,7 @@ class Rerun:
                 output += vector.to(received)
             call = next(returned, None)
             if call is not None:
-                restore_states(self._devices, call.states)
+                restore_states(self._call.devices, call.states)
             return output
 
         return forward
@@ -159,7 +140,7 @@ class Rerun:
             call = next(returned, None)
             if call is None:
                 raise block.unreadable("a second run calls other parts of it")
-            restore_states(self._devices, call.states)
+            restore_states(self._call.devices, call.states)
             if call.is_input:
                 return args[0]
             values = call.output if isinstance(call.output, tuple) else (call.output,)

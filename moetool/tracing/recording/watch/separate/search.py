@@ -18,37 +18,71 @@ Nothing is recorded that is not proven:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 
 from moetool.errors import UntraceableError
+from moetool.tracing.recording.watch.decision import rank
 from moetool.tracing.recording.watch.separate.block import Block, BlockCall
 from moetool.tracing.recording.watch.separate.captures import (
     Capture,
     InputFinder,
     SumDetector,
+    ZeroFinder,
 )
 from moetool.tracing.recording.watch.separate.marked_run import Mark, MarkedRun, Seen
-from moetool.tracing.recording.watch.separate.own_rows import find_weightless
-from moetool.tracing.recording.watch.separate.proof import OTHER_OUTPUT, SumInBlock
+from moetool.tracing.recording.watch.separate.own_rows import (
+    check_received,
+    find_weightless,
+    last_of,
+    list_states,
+    turn,
+)
+from moetool.tracing.recording.watch.separate.proof import (
+    OTHER_OUTPUT,
+    SumInBlock,
+    is_near,
+    list_outputs,
+)
 from moetool.tracing.recording.watch.weighted_rows import (
     WEIGHTED_TWICE,
     WeightTrail,
     read_weighted,
 )
 
-# Powers of two: the length of a mark, and what no other number reaches. float16 is too narrow.
-_LENGTHS = {torch.float64: (400, 200), torch.float32: (80, 40), torch.bfloat16: (80, 40)}
+# Powers of two: the length of a mark, and what no other number reaches. float16 is too narrow for that:
+# there, sums are searched for among tensors that are zero when experts return zeros.
+_LENGTHS = {
+    torch.float64: (400, 200),
+    torch.float32: (80, 40),
+    torch.bfloat16: (80, 40),
+    torch.float16: (0, -24),
+}
 # Rows are numbered in digits of this base, each of them a power of two in the length of a mark.
-_BASE = 31
-_SUM_TOLERANCE = 32
+_BASE, _BASE_OF_FLOAT16 = 31, 8
+
+
+class SumPlace(NamedTuple):
+    """Where a block adds up what its experts return.
+
+    Attributes:
+        offset: How many tensors of the sum's width the block computes after it called an expert for the
+            last time, and before the sum.
+        is_input_computed: Whether experts receive rows of a tensor that neither the block was called
+            with nor a module returned.
+    """
+
+    offset: int
+    is_input_computed: bool
 
 
 class SumSearch:
     """Reads the decision of one call of a block.
 
     Attributes:
+        place: Where the sum was found, once it was.
         weighs_input: Whether the weights multiply what experts receive; known after `decide`.
 
     Args:
@@ -81,16 +115,17 @@ class SumSearch:
                 if not kinds
                 else "its experts' outputs differ"
             )
-        self._width, dtype = kinds.pop()
-        if dtype not in _LENGTHS:
-            raise block.unreadable(
-                f"this kind of block is read in bfloat16 or float32, and its experts return {dtype}"
-            )
-        length, least = _LENGTHS[dtype]
+        self._width, self._dtype = kinds.pop()
+        if self._dtype not in _LENGTHS:
+            raise block.unreadable(f"its experts return {self._dtype}, which is not read")
+        length, least = _LENGTHS[self._dtype]
         self._length, self._least = 2.0**length, 2.0**least
-        self._eps = torch.finfo(dtype).eps
+        self._is_narrow = self._dtype == torch.float16
+        self._base = _BASE_OF_FLOAT16 if self._is_narrow else _BASE
+        self._eps = torch.finfo(self._dtype).eps
         # Marks lie in the first half of the columns, so that a mixture of columns shows in the others.
         self._group = max(self._width // 2, 1)
+        self.place: SumPlace | None = None
 
     def decide(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the ids and weights, largest first.
@@ -102,72 +137,60 @@ class SumSearch:
             UntraceableError: Nothing was found that is proven.
         """
         inputs = InputFinder(self._call.hidden)
-        found, seen = self._detect(inputs)
-        self._check_rows(seen)
+        seen = self._see(inputs)
+        turned = None if self._block.is_plain else self._again.run(order=turn)
+        check_received(self._block, self._call, seen, turned)
         refusal: UntraceableError | None = None
-        for num_tokens, number in self._order(found):
+        for num_tokens, number in self._find_sums():
             try:
-                return self._read(number, num_tokens, inputs.found, seen)
+                decision = self._read(number, num_tokens, inputs.found, seen)
             except UntraceableError as error:
                 refusal = refusal or error
-        raise refusal or self._block.unreadable("its experts' outputs are not added up by weight")
+            else:
+                if self._call.has_values:
+                    self._check_output(self._again.run(is_repeated=True))
+                return decision
+        raise refusal or self._block.unreadable(
+            "its experts return float16, which has no room for marks, and no tensor holds the sum of "
+            "their outputs by weight alone"
+            if self._is_narrow
+            else "its experts' outputs are not added up by weight"
+        )
 
-    def _detect(self, inputs: InputFinder) -> tuple[dict[int, list[int]], Seen]:
-        """Return the numbers of tensors that may be the sum, by their numbers of tokens."""
+    def _see(self, inputs: InputFinder) -> Seen:
+        """Run the block with experts that return zeros, and look at what they receive."""
         rows = next(iter(self._call.received.values()))[0]
         width = rows.shape[-1]
         trail = WeightTrail(len(self._block.experts), width)
         finder = Capture(width, inputs.look, trail=trail)
-        seen = self._again.run(capture=finder, on_rows=inputs.keep)
-        for first in range(0, len(self._block.experts), self._group):
-            detector = SumDetector(least=self._least, num_columns=self._group)
-            self._run(self._mark(first), Capture(self._width, detector.look))
-            if detector.found:
-                return detector.found, seen
-        return {}, seen
+        return self._again.run(capture=finder, on_rows=inputs.keep)
 
-    def _order(self, found: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
-        """Yield numbers of tokens and of tensors, the most probable first.
+    def _find_sums(self) -> Iterator[tuple[int, int]]:
+        """Yield the numbers of tokens and of tensors that may be the sum, the most probable first.
 
         Outputs that were only put together have a row for each of them, and a weight of 1. So the
         number of rows has to be that of the tokens.
         """
-        for size in self._sizes:
-            for number in reversed(found.get(size, ())):
-                yield size, number
+        zeros: ZeroFinder | None = None
+        if self._is_narrow:
+            zeros = ZeroFinder()
+            self._run(None, Capture(self._width, zeros.look))
+        # Marks of other experts show the sum if none of the first ones has a weight.
+        for first in range(0, len(self._block.experts), self._group):
+            detector = SumDetector(
+                least=self._least,
+                num_columns=self._group,
+                among=None if zeros is None else zeros.found,
+            )
+            self._run(self._mark(first), Capture(self._width, detector.look))
+            for size in self._sizes:
+                for number in reversed(detector.found.get(size, ())):
+                    yield size, number
 
-    def _check_rows(self, seen: Seen) -> None:
-        """Check that the experts receive what they received in the call."""
-        for index, members in enumerate(self._block.experts):
-            received = [self._call.received.get(part.path, []) for part in members]
-            now = seen.rows.get(index, [])
-            first = next((calls for calls in received if calls), [])
-            if len(members) > 1:
-                first = self._find_first(index)
-                last = self._call.received.get(_last_of(self._block, self._call, index) or "", [])
-                _same(last, seen.last.get(index, []), self._block)
-            _same(first, now, self._block)
-        if not self._block.is_plain:
-            self._check_chain(seen)
-
-    def _find_first(self, index: int) -> list[torch.Tensor]:
-        paths = [part.path for part in self._block.experts[index]]
-        called = [path for path in self._call.order if path in paths]
-        return self._call.received.get(called[0], []) if called else []
-
-    def _check_chain(self, seen: Seen) -> None:
-        """Check that the last module of an expert gets the rows of the first, in the same order."""
-
-        def turn(output: torch.Tensor) -> torch.Tensor:
-            return output.roll(1, dims=0) if output.dim() == 2 else output
-
-        turned = self._again.run(order=turn)
-        for index, calls in seen.last.items():
-            for rows, others in zip(map(turn, calls), turned.last.get(index, []), strict=True):
-                # Vectorized code may round elements differently in other places of memory.
-                error = (rows - others).abs().max() if rows.numel() else 0
-                if error > _SUM_TOLERANCE * self._eps * rows.abs().max():
-                    raise self._block.unreadable("its experts mix the rows of different tokens")
+    def _check_output(self, repeated: Seen) -> None:
+        """Check that the block makes of its experts' outputs what it made of them in the call."""
+        if not is_near(list_outputs(self._call.output), list_outputs(repeated.output)):
+            raise self._block.unreadable("a second run of it gives another output")
 
     def _mark(self, first: int, *, turned: bool = False, digit: int | None = None) -> Mark:
         """Return a function that gives each expert of a group a mark in its own column."""
@@ -180,8 +203,8 @@ class SumSearch:
             rows[:, column] = self._length
             if digit is not None:
                 number = torch.arange(before, before + len(rows), device=rows.device)
-                factors = torch.tensor([2.0 ** (value + 1) for value in range(_BASE)]).to(rows)
-                rows[:, column] *= factors[number // _BASE**digit % _BASE]
+                factors = torch.tensor([2.0 ** (value + 1) for value in range(self._base)]).to(rows)
+                rows[:, column] *= factors[number // self._base**digit % self._base]
 
         return mark
 
@@ -192,7 +215,14 @@ class SumSearch:
         self, number: int, num_tokens: int, inputs: list[torch.Tensor], seen: Seen
     ) -> tuple[torch.Tensor, torch.Tensor]:
         block, width = self._block, self._width
-        total = SumInBlock(block, self._again, number=number, num_tokens=num_tokens, width=width)
+        total = SumInBlock(
+            block,
+            self._again,
+            number=number,
+            num_tokens=num_tokens,
+            width=width,
+            dtype=self._dtype,
+        )
         num_experts = len(block.experts)
         sizes = [sum(map(_count, seen.rows.get(index, []))) for index in range(num_experts)]
         shape = (num_tokens, num_experts)
@@ -221,7 +251,21 @@ class SumSearch:
             weights = self._weigh_inputs(weights, numbers, factors)
             self.weighs_input = True
             chosen &= ~chosen.all(dim=0) | (weights != 0)
-        return _rank(weights, chosen)
+        else:
+            self.place = SumPlace(total.offset, self._is_input_computed(is_chosen, numbers, own))
+        return rank(weights, chosen)
+
+    def _is_input_computed(
+        self,
+        is_chosen: torch.Tensor,
+        numbers: torch.Tensor,
+        own: Mapping[int, list[torch.Tensor]],
+    ) -> bool:
+        try:
+            find_weightless(self._block, is_chosen, numbers, list_states(self._call), own)
+        except UntraceableError:
+            return True
+        return False
 
     def _weigh_inputs(
         self, weights: torch.Tensor, numbers: torch.Tensor, factors: dict[int, torch.Tensor]
@@ -262,36 +306,25 @@ class SumSearch:
             raise other
         rows = torch.zeros_like(marked, dtype=torch.int64)
         num_digits = 1
-        while _BASE**num_digits < most_rows:
+        while self._base**num_digits < most_rows:
             num_digits += 1
         for digit in range(num_digits):
             coded = total.take(self._mark(first, digit=digit))
             mantissa, exponent = torch.frexp((coded / marked)[is_marked].float())
             value = exponent - 2
-            is_digit = (mantissa == 0.5) & (value >= 0) & (value < _BASE)
+            is_digit = (mantissa == 0.5) & (value >= 0) & (value < self._base)
             if not bool(is_digit.all()):
                 raise self._block.unreadable(OTHER_OUTPUT)
-            rows[is_marked] += value.long() * _BASE**digit
+            rows[is_marked] += value.long() * self._base**digit
         weights = torch.where(is_marked, marked / self._length, 0)
         return weights[:, : self._group], rows[:, : self._group]
 
 
 def _iter_last(block: Block, call: BlockCall) -> Iterator[str]:
     for index in range(len(block.experts)):
-        last = _last_of(block, call, index)
+        last = last_of(block, call, index)
         if last is not None:
             yield last
-
-
-def _last_of(block: Block, call: BlockCall, index: int) -> str | None:
-    """Return the path of the last module of an expert that ran; None if it did not run."""
-    paths = [part.path for part in block.experts[index]]
-    return next((path for path in reversed(call.order) if path in paths), None)
-
-
-def _same(rows: list[torch.Tensor], others: list[torch.Tensor], block: Block) -> None:
-    if len(rows) != len(others) or not all(map(torch.equal, rows, others)):
-        raise block.unreadable("a second run sent tokens to other experts")
 
 
 def _count(rows: torch.Tensor) -> int:
@@ -300,11 +333,3 @@ def _count(rows: torch.Tensor) -> int:
 
 def _is_clean(marked: torch.Tensor, group: int) -> bool:
     return not bool(marked.isnan().any()) and marked.shape[1] >= group
-
-
-def _rank(weights: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(int(chosen.sum(dim=1).max()), 1)
-    ranked = weights.float().masked_fill(~chosen, -torch.inf)
-    ids = ranked.argsort(dim=1, descending=True, stable=True)[:, :width]
-    none = ~chosen.gather(1, ids)
-    return ids.masked_fill(none, -1), weights.gather(1, ids).masked_fill(none, 0)

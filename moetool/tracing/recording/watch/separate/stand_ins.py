@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from moetool.tracing.recording.watch.separate.block import Part
+from moetool.tracing.recording.watch.separate.block import Block, BlockCall, Part
+from moetool.tracing.recording.watch.separate.random_states import restore_states
 
 
 class StandIn(nn.Module):
@@ -18,10 +19,8 @@ class StandIn(nn.Module):
 
     def __init__(self, original: nn.Module, forward: Any) -> None:
         super().__init__()
-        # nn.Module's own __setattr__ would make it a child.
-        object.__setattr__(self, "original", original)
-        self.forward = forward
-        self.training = original.training
+        # nn.Module's own __setattr__ would make it a child, and takes longer than a small expert.
+        vars(self).update(original=original, forward=forward, training=original.training)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["original"], name)
@@ -62,14 +61,51 @@ def as_before(
     return own if torch.equal(own, rows) else rows
 
 
+def run_again(
+    block: Block,
+    call: BlockCall,
+    states: torch.Tensor | None,
+    stand_ins: Iterable[tuple[Part, Callable[..., Any]]],
+    *,
+    capture: AbstractContextManager[Any] | None = None,
+) -> Any:
+    """Return what a block makes of the arguments of its call, with stand-ins for what it calls.
+
+    Args:
+        block: It is as it was afterwards, except for its own attributes.
+        states: Take the place of the hidden states that it was called with, if any.
+        stand_ins: Parts, and the forwards that take their place.
+        capture: Is entered while the block's own code runs.
+
+    Raises:
+        UntraceableError: The block can't be run again.
+    """
+
+    def exchange(value: Any) -> Any:
+        return states if value is call.given and states is not None else value
+
+    args = [exchange(value) for value in call.args]
+    kwargs = {name: exchange(value) for name, value in call.kwargs.items()}
+    with ExitStack() as stack:
+        for part, forward in stand_ins:
+            stack.enter_context(replaced(part, forward))
+        for module in block.passed:
+            stack.enter_context(without_hooks(module))
+            stack.enter_context(kept_as_it_is(module))
+        restore_states(call.devices, call.states)
+        with block.run_again(), capture or nullcontext():
+            return block.module.forward(*args, **kwargs)
+
+
 @contextmanager
 def replaced(part: Part, forward: Callable[..., Any]) -> Iterator[None]:
     """Put a stand-in with some forward in the place of a part."""
-    setattr(part.parent, part.name, StandIn(part.module, forward))
+    children = part.parent._modules
+    children[part.name] = StandIn(part.module, forward)
     try:
         yield
     finally:
-        setattr(part.parent, part.name, part.module)
+        children[part.name] = part.module
 
 
 def outline_output(output: Any) -> Any:
@@ -84,12 +120,13 @@ def outline_output(output: Any) -> Any:
 @contextmanager
 def without_hooks(module: nn.Module) -> Iterator[None]:
     """Hide a second run from the forward hooks of others: it is not a call of the model."""
-    hooks, pre_hooks = module._forward_hooks, module._forward_pre_hooks
-    module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+    attributes = vars(module)
+    hooks = {name: attributes[name] for name in ("_forward_hooks", "_forward_pre_hooks")}
+    attributes.update({name: OrderedDict() for name in hooks})
     try:
         yield
     finally:
-        module._forward_hooks, module._forward_pre_hooks = hooks, pre_hooks
+        attributes.update(hooks)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ blocks that do more than that, `search` reads the decision.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from moetool.anatomy.routing.routing_signs import is_foreign
 from moetool.anatomy.routing.walk import join_path
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
-from moetool.tracing.recording.watch.decision import Decision, Report
+from moetool.tracing.recording.watch.decision import Decision, Report, rank
 from moetool.tracing.recording.watch.routers import find_scores
 from moetool.tracing.recording.watch.separate.block import (
     Block,
@@ -33,7 +34,7 @@ from moetool.tracing.recording.watch.separate.block import (
     Returned,
     find_block,
 )
-from moetool.tracing.recording.watch.separate.captures import iter_tensors
+from moetool.tracing.recording.watch.separate.later.known_sum import KnownSum
 from moetool.tracing.recording.watch.separate.marked_run import MarkedRun
 from moetool.tracing.recording.watch.separate.random_states import (
     kept_states,
@@ -41,7 +42,7 @@ from moetool.tracing.recording.watch.separate.random_states import (
     read_states,
 )
 from moetool.tracing.recording.watch.separate.rerun import Rerun, spread_lengths
-from moetool.tracing.recording.watch.separate.search import SumSearch
+from moetool.tracing.recording.watch.separate.search import SumPlace, SumSearch
 from moetool.tracing.recording.watch.separate.stand_ins import (
     as_before,
     copy_output,
@@ -72,6 +73,7 @@ class SeparateExpertsWatch:
         self._call: BlockCall | None = None
         self._devices: list[torch.device] = []
         self._is_sum_checked = False
+        self._place: SumPlace | None = None
         # Whether any of its experts ran in an earlier call.
         self._have_run = False
 
@@ -84,19 +86,21 @@ class SeparateExpertsWatch:
                 hooks.before(part.module, self._keep_rows(block, part), with_kwargs=True)
                 hooks.after(
                     part.module,
-                    self._keep_output(part, values=not block.is_plain),
+                    self._keep_output(part, is_expert=True),
                     with_kwargs=True,
                 )
         for part in block.parts:
             hooks.after(part.module, self._keep_output(part), with_kwargs=True)
-        hooks.before(block.module, self._begin(), with_kwargs=True)
+        hooks.before(block.module, self._begin(block), with_kwargs=True)
+        # First, because hooks of others may return another output than the block.
+        hooks.after(block.module, self._keep_own_output, prepend=True)
         hooks.after(block.module, self._end(block, report), with_kwargs=True)
         hooks.on_removal(self._forget)
 
     def _forget(self) -> None:
         self._call = None
 
-    def _begin(self) -> Any:
+    def _begin(self, block: Block) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._forget()
             tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor))
@@ -108,7 +112,9 @@ class SeparateExpertsWatch:
             if given is not None and given.is_cuda and given.device not in self._devices:
                 self._devices.append(given.device)
             states = read_states(self._devices)
-            self._call = BlockCall(given, hidden, self._devices, states)
+            # What simple blocks make of their experts' outputs is proven once.
+            has_values = not block.is_plain or self.is_searched or not self._is_sum_checked
+            self._call = BlockCall(given, hidden, self._devices, states, has_values=has_values)
 
         return hook
 
@@ -125,29 +131,34 @@ class SeparateExpertsWatch:
 
         return hook
 
-    def _keep_output(self, part: Part, *, values: bool = True) -> Any:
+    def _keep_output(self, part: Part, *, is_expert: bool = False) -> Any:
         def hook(
             _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
             if self._call is None:
                 return
             is_input = bool(args) and output is args[0]
-            kept = copy_output(output) if values else outline_output(output)
+            has_values = self._call.has_values or not is_expert
+            kept = copy_output(output) if has_values else outline_output(output)
             returned = Returned(kept, is_input, args, kwargs, read_states(self._devices))
             self._call.returned.setdefault(part.path, []).append(returned)
 
         return hook
 
+    def _keep_own_output(self, _module: nn.Module, _args: object, output: Any) -> None:
+        if self._call is not None:
+            self._call = replace(self._call, output=output)
+
     def _end(self, block: Block, report: Report) -> Any:
         def hook(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any
         ) -> None:
-            call = self._call
-            assert call is not None
+            assert self._call is not None
+            call = replace(self._call, args=args, kwargs=kwargs)
             try:
                 # The runs may neither consume random numbers nor change the block.
                 with torch.no_grad(), kept_states(self._devices), kept_as_it_is(module):
-                    decision = self._decide(block, call, args, kwargs, output)
+                    decision = self._decide(block, call)
                 self._have_run |= bool(call.received)
             finally:
                 self._forget()
@@ -155,14 +166,7 @@ class SeparateExpertsWatch:
 
         return hook
 
-    def _decide(
-        self,
-        block: Block,
-        call: BlockCall,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-    ) -> Decision:
+    def _decide(self, block: Block, call: BlockCall) -> Decision:
         """Read the decision in the simpler way first; once that failed, search for a sum."""
         given, refusal = call.given, None
         if given is not None and not given.numel():
@@ -176,19 +180,34 @@ class SeparateExpertsWatch:
             return Decision(torch.full_like(weights, -1, dtype=torch.int64), weights)
         if not self.is_searched and given is not None and block.is_plain:
             try:
-                return self._probe(block, call, Rerun(block, call, args, kwargs))
+                return self._probe(block, call, Rerun(block, call))
             except UntraceableError as error:
                 refusal = error
-        again = MarkedRun(block, call, args, kwargs)
-        sizes = _list_sizes([given, args, kwargs, output])
-        search = SumSearch(block, call, again, sizes=sizes)
         try:
-            ids, weights = search.decide()
+            ids, weights = self._search(block, call)
         except UntraceableError as error:
             raise error from refusal
-        self.is_searched, self.weighs_input = True, search.weighs_input
+        self.is_searched = True
         self.output_factor = None
         return Decision(ids, weights, self._find_scores(call, len(weights)))
+
+    def _search(self, block: Block, call: BlockCall) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what a sum in the block shows: where it was before, or wherever it is."""
+        again = MarkedRun(block, call)
+        sizes = call.list_sizes()
+        if self._place is not None:
+            try:
+                with block.run_again():
+                    return KnownSum(block, call, again, sizes=sizes, place=self._place).decide()
+            except UntraceableError:
+                # A search finds out whether the block is different in this call, or unreadable.
+                self._place = None
+        search = SumSearch(block, call, again, sizes=sizes)
+        decision = search.decide()
+        self.weighs_input = search.weighs_input
+        if search.place is not None and search.place.offset >= 0:
+            self._place = search.place
+        return decision
 
     def _probe(self, block: Block, call: BlockCall, rerun: Rerun) -> Decision:
         """Run the block with stand-ins and return the decision that they saw."""
@@ -257,16 +276,6 @@ class SeparateExpertsWatch:
         return None
 
 
-def _list_sizes(values: Any) -> list[int]:
-    """Return how many tokens there may be, by what goes into a block and comes out of it."""
-    sizes = [
-        value.numel() // value.shape[-1] if value.is_floating_point() else value.numel()
-        for value in iter_tensors(values)
-        if value.numel() and value.dim()
-    ]
-    return list(dict.fromkeys(sizes))
-
-
 def _count_rows(
     block: Block, call: BlockCall, seen: Mapping[str, list[torch.Tensor]]
 ) -> torch.Tensor:
@@ -329,8 +338,4 @@ def _choose(
     chosen = (counts > 0) & (~runs_on_all | (weights != 0))
     if bool((weights.masked_fill(chosen, 0) != 0).any()):
         raise block.unreadable("it adds to what its experts return")
-    width = max(int(chosen.sum(dim=1).max()), 1)
-    ranked = weights.float().masked_fill(~chosen, -torch.inf)
-    ids = ranked.argsort(dim=1, descending=True, stable=True)[:, :width]
-    none = ~chosen.gather(1, ids)
-    return ids.masked_fill(none, -1), weights.gather(1, ids).masked_fill(none, 0)
+    return rank(weights, chosen)

@@ -1,0 +1,1 @@
+"""Later calls of blocks about which an earlier call has proven something."""
