@@ -143,11 +143,11 @@ class OwnCode(torch.autograd.Function):
         ctx: Any, rows: torch.Tensor, weights: torch.Tensor, places: torch.Tensor, size: int
     ) -> torch.Tensor:
         ctx.save_for_backward(rows, weights, places)
-        output = torch.zeros(size, rows.shape[1], dtype=rows.dtype)
-        numbers, taken = output.numpy(), rows.detach().numpy()
+        output = torch.zeros(size, rows.shape[1], dtype=rows.dtype, device="cpu")
+        numbers, taken = output.numpy(), rows.detach().cpu().numpy()
         for place, token, weight in zip(*places.tolist(), weights.tolist(), strict=True):
             numbers[place] += weight * taken[token]
-        return output
+        return output.to(rows.device)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
@@ -168,7 +168,7 @@ class DispatchesByOwnCode(DispatchAndCombine):
     def run(self, rows: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         combine = self.combine(weights, ids).flatten(1).to(rows.dtype)
         tokens, slots = combine.nonzero().T
-        ones = torch.ones(len(slots), dtype=rows.dtype)
+        ones = torch.ones(len(slots), dtype=rows.dtype, device=rows.device)
         size = self.num_experts * CAPACITY
         given: Any = OwnCode.apply(rows, ones, torch.stack([slots, tokens]), size)
         inner = F.silu(torch.bmm(given.view(self.num_experts, CAPACITY, -1), self.w1))
