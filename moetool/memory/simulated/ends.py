@@ -79,6 +79,7 @@ def replay_ends(
                 weight_bytes=weight_bytes,
                 capacity_bytes=capacity_bytes,
                 is_prompt_limited=False,
+                is_reserve_followed=False,
             )
             for timeline in others
         ]
