@@ -84,16 +84,23 @@ def find_limits(
         )
         return Trial(run.figures.total_device_bytes, fits=limited is not None)
 
+    def is_too_large(batch_size: int, num_prompt_tokens: int) -> bool:
+        sized = replace(scenario, batch_size=batch_size, num_prompt_tokens=num_prompt_tokens)
+        return runs.begins_beyond(sized, gpu.memory_bytes)
+
+    run = runs.run(scenario, is_brief=True)
     try:
         found = search_limits(
             try_sizes,
             guess_sizes=partial(try_sizes, is_guess=True),
+            is_too_large=is_too_large,
             memory_bytes=gpu.memory_bytes,
             batch_size=scenario.batch_size,
             num_prompt_tokens=scenario.num_prompt_tokens,
             num_new_tokens=scenario.num_new_tokens,
             context=runs.loader.builder.context,
             most_tokens_at_once=most_tokens_at_once,
+            fixed_bytes=None if run is None else run.figures.fixed_bytes,
         )
     finally:
         runs.purpose = None

@@ -39,6 +39,10 @@ class Trial:
     fits: bool
 
 
+# Takes what tries a number, and returns what `_find_largest` does.
+_Search = Callable[[Callable[[int], Trial | None]], tuple[int, bool]]
+
+
 @dataclass(frozen=True)
 class FoundLimits:
     """The largest scenarios that fit, as far as the search went.
@@ -72,12 +76,14 @@ def search_limits(
     try_sizes: Callable[[int, int], Trial | None],
     *,
     guess_sizes: Callable[[int, int], Trial | None] | None = None,
+    is_too_large: Callable[[int, int], bool] | None = None,
     memory_bytes: int,
     batch_size: int,
     num_prompt_tokens: int,
     num_new_tokens: int,
     context: int | None,
     most_tokens_at_once: int | None = None,
+    fixed_bytes: int | None = None,
 ) -> FoundLimits:
     """Return the longest prompt at a batch size, and the largest batch at that prompt, that fit.
 
@@ -95,6 +101,8 @@ def search_limits(
             they are too large for that, which ends a search.
         guess_sizes: Returns the trial that is expected, in less time. A search follows guesses, and
             what it finds is tried; None to try each step.
+        is_too_large: Whether a trial doesn't fit, as a part of it shows in less time; False if the
+            part fits. None without such parts.
         memory_bytes: The GPU's memory.
         batch_size: The batch size at which the longest prompt is looked for.
         num_prompt_tokens: The prompt length at which the largest batch is looked for.
@@ -102,11 +110,14 @@ def search_limits(
         context: The most tokens of a sequence, new ones included; None if the model doesn't say.
         most_tokens_at_once: The most tokens of all sequences together that are tried, new ones
             included; None for no further limit.
+        fixed_bytes: Memory that no sequence takes, such as that of weights. The first batch that is
+            tried after `batch_size` is the one that would fill the rest; None for twice as many.
     """
     try_once = cache(try_sizes)
     prompt = search_longest_prompt(
         lambda number: try_once(batch_size, number),
         guess_tokens=guess_sizes and (lambda number: guess_sizes(batch_size, number)),
+        is_too_long=is_too_large and (lambda number: is_too_large(batch_size, number)),
         memory_bytes=memory_bytes,
         batch_size=batch_size,
         num_prompt_tokens=num_prompt_tokens,
@@ -120,13 +131,19 @@ def search_limits(
         # The sizes that were asked for are always tried.
         most_tokens_at_once = max(most_tokens_at_once, batch_size * tokens_of_sequence)
         most_sequences = min(most_sequences, most_tokens_at_once // tokens_of_sequence)
-    batch, is_batch_cut = _find_by_guesses(
-        lambda number: try_once(number, num_prompt_tokens),
-        guess_sizes and (lambda number: guess_sizes(number, num_prompt_tokens)),
+    search = partial(
+        _find_largest,
         memory_bytes=memory_bytes,
         start=batch_size,
         largest=most_sequences,
         find_step=lambda _number: 1,
+        fixed_bytes=fixed_bytes,
+    )
+    batch, is_batch_cut = _find_by_guesses(
+        search,
+        lambda number: try_once(number, num_prompt_tokens),
+        guess_sizes and (lambda number: guess_sizes(number, num_prompt_tokens)),
+        is_too_large=is_too_large and (lambda number: is_too_large(number, num_prompt_tokens)),
     )
     return FoundLimits(
         Limits(
@@ -143,6 +160,7 @@ def search_longest_prompt(
     try_tokens: Callable[[int], Trial | None],
     *,
     guess_tokens: Callable[[int], Trial | None] | None = None,
+    is_too_long: Callable[[int], bool] | None = None,
     memory_bytes: int,
     batch_size: int,
     num_prompt_tokens: int,
@@ -152,17 +170,15 @@ def search_longest_prompt(
 ) -> LongestPrompt:
     """Return the longest prompt that fits at a batch size, as `search_limits` finds it.
 
+    The other arguments are those of `search_limits`.
+
     Args:
         try_tokens: Simulates a number of prompt tokens; None if they are too many for that, which
             ends the search.
         guess_tokens: Returns the trial that is expected; None to try each step.
-        memory_bytes: The GPU's memory.
+        is_too_long: Whether a part of a trial shows that it doesn't fit; None without such parts.
         batch_size: Sequences at once.
         num_prompt_tokens: The number to begin with.
-        num_new_tokens: Tokens generated for each sequence.
-        context: The most tokens of a sequence, new ones included; None if the model doesn't say.
-        most_tokens_at_once: The most tokens of all sequences together that are tried, new ones
-            included; None for no further limit.
     """
     most_prompt_tokens = _MOST_TOKENS
     if most_tokens_at_once is not None:
@@ -174,14 +190,14 @@ def search_longest_prompt(
     largest = (
         most_prompt_tokens if most_in_context is None else min(most_in_context, most_prompt_tokens)
     )
-    prompt, is_cut = _find_by_guesses(
-        try_tokens,
-        guess_tokens,
+    search = partial(
+        _find_largest,
         memory_bytes=memory_bytes,
         start=num_prompt_tokens,
         largest=largest,
         find_step=lambda number: max(_STEP_TOKENS, number // _STEP_SHARE),
     )
+    prompt, is_cut = _find_by_guesses(search, try_tokens, guess_tokens, is_too_large=is_too_long)
     is_whole_context = 0 < prompt == most_in_context
     return LongestPrompt(
         prompt,
@@ -191,35 +207,35 @@ def search_longest_prompt(
 
 
 def _find_by_guesses(
+    search: _Search,
     try_number: Callable[[int], Trial | None],
     guess_number: Callable[[int], Trial | None] | None,
     *,
-    memory_bytes: int,
-    start: int,
-    largest: int,
-    find_step: Callable[[int], int],
+    is_too_large: Callable[[int], bool] | None,
 ) -> tuple[int, bool]:
-    """Return what `_find_largest` does, after few trials.
+    """Return what a search by trials finds, after few trials.
 
-    Each step is guessed. The number found and the next one that was too large are tried, and each
-    trial makes the next guesses better. If guesses are wrong again and again, each step is tried.
+    Each step is guessed. The number found is tried, and so is the next one that was too large, unless
+    a part of it is too large already. Each trial makes the next guesses better. If guesses are wrong
+    again and again, each step is tried.
     """
-    search = partial(
-        _find_largest, memory_bytes=memory_bytes, start=start, largest=largest, find_step=find_step
-    )
     if guess_number is None:
         return search(try_number)
     for _ in range(_MOST_SEARCHES_BY_GUESSES):
         found, guesses = _follow_guesses(search, guess_number)
         beyond = min((number for number in guesses if number > found[0]), default=None)
-        ends = [number for number in (found[0], beyond) if number in guesses]
-        if all(try_number(number) == guesses[number] for number in ends):
+        is_confirmed = found[0] not in guesses or try_number(found[0]) == guesses[found[0]]
+        if is_confirmed and (
+            beyond is None
+            or (is_too_large is not None and is_too_large(beyond))
+            or try_number(beyond) == guesses[beyond]
+        ):
             return found
     return search(try_number)
 
 
 def _follow_guesses(
-    search: Callable[[Callable[[int], Trial | None]], tuple[int, bool]],
+    search: _Search,
     guess_number: Callable[[int], Trial | None],
 ) -> tuple[tuple[int, bool], dict[int, Trial | None]]:
     """Return what a search finds by guesses, and the guesses."""
@@ -239,6 +255,7 @@ def _find_largest(
     start: int,
     largest: int,
     find_step: Callable[[int], int],
+    fixed_bytes: int | None = None,
 ) -> tuple[int, bool]:
     """Return a number that fits while one at most a step above doesn't; 0 if 1 doesn't fit.
 
@@ -250,6 +267,7 @@ def _find_largest(
         start: The number to begin with.
         largest: The largest number that may be tried, and that is returned if it fits.
         find_step: Returns the step above a number that fits.
+        fixed_bytes: Memory that the number 0 would take; None if that is unknown.
     """
     seen: dict[int, int] = {}
     fitting, failing = 0, largest + 1
@@ -265,20 +283,37 @@ def _find_largest(
             failing = number
         step = find_step(fitting)
         if failing > largest:
-            number = _grow(seen, memory_bytes, fitting=fitting, largest=largest, step=step)
+            number = _grow(
+                seen,
+                memory_bytes,
+                fitting=fitting,
+                largest=largest,
+                step=step,
+                fixed_bytes=fixed_bytes,
+            )
         else:
             number = _narrow(seen, memory_bytes, fitting=fitting, failing=failing, step=step)
     return fitting, False
 
 
 def _grow(
-    seen: Mapping[int, int], memory_bytes: int, *, fitting: int, largest: int, step: int
+    seen: Mapping[int, int],
+    memory_bytes: int,
+    *,
+    fitting: int,
+    largest: int,
+    step: int,
+    fixed_bytes: int | None,
 ) -> int | None:
     """Return the next number to try while all have fitted; None if there is no larger one."""
     if fitting == largest:
         return None
     if len(seen) == 1:
-        return min(2 * fitting, largest)
+        number = 2 * fitting
+        if fixed_bytes is not None:
+            filling = _find_crossing({0: fixed_bytes, **seen}, (0, fitting), memory_bytes)
+            number = max(filling or number, fitting + 1)
+        return min(number, largest)
     crossing = _find_crossing(seen, sorted(seen)[-2:], memory_bytes)
     most = min(_LARGEST_GROWTH * fitting, largest)
     if seen[fitting] > memory_bytes:
