@@ -47,7 +47,8 @@ def find_limits(
 ) -> tuple[Limits, tuple[str, ...]]:
     """Return the largest scenarios that fit on a GPU, and where the search for them ended early.
 
-    Trials run the first and the last decoding step.
+    Trials run the first and the last decoding step; beyond a limit, the first is enough if it doesn't
+    fit.
 
     Args:
         runs: The model's runs.

@@ -24,7 +24,7 @@ _NO_POOL = -1
 
 
 class ReplayedSteps(NamedTuple):
-    """What several steps take.
+    """Memory that several steps take.
 
     Attributes:
         changes: For each event, by how much the allocated bytes grow.
