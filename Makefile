@@ -55,6 +55,7 @@ docs:  ## Write the real output of the documentation's commands below them
 LLAMA_CPP := vendor/llama.cpp
 gguf:  ## Compare with the gguf package and with llama.cpp itself, which docs/models/gguf.md says how to install
 	python -m benchmarks.gguf.check_reader
+	python -m benchmarks.gguf.compare_buffers
 	python -m benchmarks.gguf.llama_cpp_devices qwen3_moe > /tmp/llama_cpp_devices.jsonl
 	python -m benchmarks.gguf.check_receipts /tmp/llama_cpp_devices.jsonl
 	python -m benchmarks.gguf.check_routing $(LLAMA_CPP)
@@ -75,11 +76,16 @@ families-on-all: families  ## Prove them, and the recorder, on older supported t
 		$$venv/bin/python -m pytest tests/anatomy tests/families tests/tracing; \
 	done
 
-# Without their dependencies, which ask for other versions of torch and for GPUs.
+# Without their dependencies, which ask for other versions of torch and for GPUs. The older torchtitan
+# weighs what experts receive. Tutel is not on PyPI: TUTEL=URL-or-folder builds it for the CPU.
+FRAMEWORKS := .venv-frameworks
 frameworks:  ## Prove the layers of other frameworks, in a separate environment
-	python -m venv .venv-frameworks
-	.venv-frameworks/bin/pip install -q -c constraints.txt -e ".[dev]"
-	.venv-frameworks/bin/pip install -q wheel setuptools
-	DS_BUILD_OPS=0 .venv-frameworks/bin/pip install -q --no-deps --no-build-isolation \
+	python -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/pip install -q -c constraints.txt -e ".[dev]"
+	$(FRAMEWORKS)/bin/pip install -q wheel setuptools
+	DS_BUILD_OPS=0 $(FRAMEWORKS)/bin/pip install -q --no-deps --no-build-isolation \
 		$$(python tools/list_extra.py frameworks)
-	.venv-frameworks/bin/python -m tests.frameworks.prove
+	$(FRAMEWORKS)/bin/pip install -q --no-deps --target $(FRAMEWORKS)/older torchtitan==0.2.2
+	$(if $(TUTEL),NO_CUDA=1 $(FRAMEWORKS)/bin/pip install -q --no-deps --no-build-isolation $(TUTEL))
+	$(FRAMEWORKS)/bin/python -m tests.frameworks.prove
+	PYTHONPATH=$(FRAMEWORKS)/older $(FRAMEWORKS)/bin/python -m tests.frameworks.prove score_before

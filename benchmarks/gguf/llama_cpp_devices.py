@@ -13,19 +13,22 @@ from __future__ import annotations
 import base64
 import ctypes
 import json
-import re
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import llama_cpp  # type: ignore[import-not-found]
 from transformers import AutoConfig
 
+from benchmarks.gguf.loading import Setting as Flags
+from benchmarks.gguf.loading import load_model, make_context, read_logged_sizes, start_backend
 from benchmarks.gguf.mixtures import MIXTURES, MTP, WITH_MTP, write_mixture, write_with_mtp
 from benchmarks.memory.gguf_models import write_gguf
 from benchmarks.memory.llama_cpp_buffers import _COMMON, _FAMILIES
@@ -33,14 +36,11 @@ from moetool.checkpoint.gguf.header import read_gguf_header
 
 _ENDPOINT = b"127.0.0.1:50961"
 _LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
-_BUFFER = re.compile(r"(\S+)\s+(model|KV|compute|output) buffer size = +([\d.]+) MiB")
-_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2, "f32": 0}
 # The place of `offload_op` in a device's table of functions (ggml-backend-impl.h).
 _OFFLOAD_OP = 11
 # Places of a tensor's sizes and of its operation (ggml.h).
 _SIZES_AT, _OPERATION_AT = 16, 80
 _FEWEST_TOKENS = 32
-_LOGGED: list[str] = []
 
 # Layers on the GPU (-1: no GPU there), layers whose experts are on the CPU, context, micro-batch,
 # sequences, types of keys and values, whether the GPU takes over products.
@@ -59,11 +59,6 @@ SETTINGS: tuple[Setting, ...] = (
     (3, 1, 1024, 16, 1, "f16", "f16", True),
     (4, 3, 2048, 512, 1, "f16", "f16", True),
 )
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _log(_level: int, text: bytes, _data: ctypes.c_void_p) -> None:
-    _LOGGED.append(text.decode(errors="replace"))
 
 
 def serve() -> None:
@@ -115,43 +110,30 @@ class StandIn:
 def measure(path: Path, setting: Setting, device: StandIn) -> dict[str, float]:
     """Return the buffer sizes that llama.cpp logs for a file, in MiB with two decimals, by kind."""
     layers, cpu_moe, context, ubatch, sequences, type_k, type_v, takes = setting
-    _LOGGED.clear()
-    device.take_products(takes=takes)
-    model_params = llama_cpp.llama_model_default_params()
-    none = (ctypes.c_void_p * 1)(None)
-    model_params.devices = ctypes.addressof(none if layers < 0 else device.list)
-    model_params.n_gpu_layers = max(layers, 0)
-    ggml = ctypes.CDLL(str(_LIBRARIES / "libggml-cpu.so"))
-    ggml.ggml_backend_cpu_buffer_type.restype = ctypes.c_void_p
-    # Pairs of a pattern and a buffer type; a pair of nulls ends them.
-    overrides = (ctypes.c_void_p * (2 * min(cpu_moe, 64) + 2))()
-    patterns = [
-        ctypes.c_char_p(rf"blk\.{number}\.ffn_(up|down|gate|gate_up)_(ch|)exps".encode())
-        for number in range(min(cpu_moe, 64))
-    ]
-    for number, pattern in enumerate(patterns):
-        overrides[2 * number] = ctypes.cast(pattern, ctypes.c_void_p).value
-        overrides[2 * number + 1] = ggml.ggml_backend_cpu_buffer_type()
-    if cpu_moe:
-        field = dict(llama_cpp.llama_model_params._fields_)["tensor_buft_overrides"]
-        model_params.tensor_buft_overrides = ctypes.cast(overrides, field)
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
-    if not model:
-        raise RuntimeError("".join(_LOGGED[-8:]))
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx, params.n_ubatch, params.n_batch = context, ubatch, max(ubatch, sequences)
-    params.n_seq_max, params.swa_full = sequences, False
-    params.type_k, params.type_v = _TYPES[type_k], _TYPES[type_v]
-    params.flash_attn_type = 1
-    loaded = llama_cpp.llama_init_from_model(model, params)
-    if not loaded:
-        raise RuntimeError("".join(_LOGGED[-8:]))
-    sizes: dict[str, float] = {}
-    for where, kind, size in _BUFFER.findall("".join(_LOGGED)):
-        place = "GPU" if where.startswith("RPC") else where
-        sizes[f"{kind} {place}"] = round(sizes.get(f"{kind} {place}", 0) + float(size), 2)
-    llama_cpp.llama_free(loaded)
-    llama_cpp.llama_model_free(model)
+    flags = Flags(max(layers, 0), cpu_moe, context, ubatch, sequences, type_k, type_v)
+    return measure_flags(path, flags, device, has_gpu=layers >= 0, takes_products=takes)
+
+
+def measure_flags(
+    path: Path, flags: Flags, device: StandIn, *, has_gpu: bool, takes_products: bool
+) -> dict[str, float]:
+    """Return the same for flags.
+
+    Args:
+        path: The file.
+        flags: Of llama.cpp.
+        device: The stand-in.
+        has_gpu: Whether llama.cpp sees it.
+        takes_products: Whether it takes over products with weights of the host.
+    """
+    device.take_products(takes=takes_products)
+    devices = device.list if has_gpu else (ctypes.c_void_p * 1)(None)
+    with load_model(path, flags, devices) as model, make_context(model, flags):
+        sizes: dict[str, float] = {}
+        for name, size in read_logged_sizes().items():
+            kind, _, where = name.partition(" ")
+            place = f"{kind} {'GPU' if where.startswith('RPC') else where}"
+            sizes[place] = round(sizes.get(place, 0) + size, 2)
     return sizes
 
 
@@ -160,18 +142,22 @@ def main() -> None:
     if sys.argv[1:] == ["--serve"]:
         serve()
         return
+    with stand_in() as device:
+        for family in sys.argv[1:] or list(_FAMILIES):
+            _measure_family(family, device)
+
+
+@contextmanager
+def stand_in() -> Iterator[StandIn]:
+    """Yield the device, whose server is another process."""
     server = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.gguf.llama_cpp_devices", "--serve"],
         stdout=subprocess.DEVNULL,
     )
     try:
         _wait()
-        llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        device = StandIn()
-        wanted = sys.argv[1:] or list(_FAMILIES)
-        for family in wanted:
-            _measure_family(family, device)
+        start_backend()
+        yield StandIn()
     finally:
         server.terminate()
 

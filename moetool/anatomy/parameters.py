@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from moetool.anatomy.components import Component
+from moetool.anatomy.components import TOWERS, Component, Place
 
 
 class ActiveDefinition(StrEnum):
@@ -115,6 +115,36 @@ class ParameterTable:
         fewest = _sum_known(active.fewest if active else None for active in ranges)
         most = _sum_known(active.most if active else None for active in ranges)
         return None if fewest is None or most is None else ActiveRange(fewest, most)
+
+
+def count_active(
+    place: Place,
+    num_params: int,
+    *,
+    num_experts: Mapping[tuple[str, int], int | None],
+    top_k: int | None,
+    num_common: int = 0,
+    num_unclear: int = 0,
+) -> ActiveRange:
+    """Return how many of the parameters at a place in files a text token runs.
+
+    Args:
+        place: A place whose experts and top-k are known, if it holds any.
+        num_params: Its parameters.
+        num_experts: By stack and layer.
+        top_k: Experts that a token chooses.
+        num_common: Those of the parameters that all experts of the place share.
+        num_unclear: Those that a token may run or not.
+    """
+    if place.component in TOWERS:
+        return ActiveRange(0, 0)
+    num_active = num_params
+    if place.component is Component.ROUTED_EXPERTS and place.layer is not None:
+        experts = num_experts[place.stack, place.layer]
+        assert experts is not None
+        assert top_k is not None
+        num_active = (num_params - num_common) // experts * top_k + num_common
+    return ActiveRange(num_active - num_unclear, num_active)
 
 
 def _sum_known(numbers: Iterable[int | None]) -> int | None:

@@ -75,7 +75,7 @@ def open_checkpoint(
                 f"'{reference.text}' is a file of weights, without the model that they belong to.",
                 hint="Name the folder that holds config.json and the weights.",
             )
-        case ModelKind.GGUF:
+        case ModelKind.GGUF | ModelKind.HUB_GGUF:
             raise InputError(
                 f"'{reference.text}' is a GGUF file, which only llama.cpp runs.",
                 hint="Name the original checkpoint: a folder or a Hub id with config.json and "

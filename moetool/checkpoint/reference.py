@@ -35,7 +35,8 @@ _EXAMPLE = "https://huggingface.co/Qwen/Qwen3-30B-A3B"
 
 _PROMPT_SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt")
 _WEIGHT_SUFFIXES = (".safetensors", *PICKLED_SUFFIXES)
-_FILE_SUFFIXES = (".json", ".safetensors", ".gguf", *_PROMPT_SUFFIXES)
+_GGUF_SUFFIX = ".gguf"
+_FILE_SUFFIXES = (".json", ".safetensors", _GGUF_SUFFIX, *_PROMPT_SUFFIXES)
 _MOST_NAMES = 5
 
 
@@ -48,6 +49,7 @@ class ModelKind(Enum):
     PUBLISHED = "catalogue name"
     REPORTED = "name of a system known from reports"
     GGUF = "GGUF file"
+    HUB_GGUF = "GGUF file on the Hub"
     WEIGHTS = "file of weights"
 
 
@@ -61,6 +63,7 @@ class ModelReference:
         path: The folder, the config.json, the GGUF file or the file of weights; None for all others.
         hub_id: `org/name` on the Hub; None for local paths and reported systems.
         revision: The branch, tag or commit in a web address; None if it names none, or `main`.
+        file: The path of a GGUF file in its repository; None for all others.
     """
 
     text: str
@@ -68,6 +71,7 @@ class ModelReference:
     path: Path | None = None
     hub_id: str | None = None
     revision: str | None = None
+    file: str | None = None
 
     def choose_revision(self, asked: str | None) -> str | None:
         """Return the revision to read: the one asked for, or else that of the web address.
@@ -76,7 +80,7 @@ class ModelReference:
             UsageError: One is asked for of something that is not a Hub id, or that the web address
                 contradicts.
         """
-        if asked is not None and self.kind is not ModelKind.HUB:
+        if asked is not None and self.kind not in (ModelKind.HUB, ModelKind.HUB_GGUF):
             raise UsageError(
                 f"'{self.text}' is local: it has no revision '{asked}'.",
                 hint="Leave out --revision, or name a Hub id.",
@@ -92,9 +96,9 @@ class ModelReference:
 def resolve_model(text: str) -> ModelReference:
     """Return the model that `text` names.
 
-    It may be a folder, a config.json, a Hub id or the address of its page, `demo`, or a catalogue
-    name: that of a published model or of a system known from reports. An existing path takes
-    precedence over a Hub id of the same spelling. Nothing is downloaded or opened.
+    It may be a folder, a config.json, a Hub id or the address of its page, a GGUF file in a Hub
+    repository, `demo`, or a catalogue name: that of a published model or of a system known from
+    reports. An existing path takes precedence over a Hub id of the same spelling. Nothing is downloaded or opened.
 
     Raises:
         InputError: It is none of these.
@@ -124,6 +128,9 @@ def resolve_model(text: str) -> ModelReference:
     address = _read_address(text)
     if address is not None:
         return address
+    hub_file = _read_hub_file(text)
+    if hub_file is not None:
+        return hub_file
     hub_id = text.removesuffix("/")
     if _HUB_ID.fullmatch(hub_id) and not hub_id.endswith(_FILE_SUFFIXES):
         return ModelReference(text=hub_id, kind=ModelKind.HUB, hub_id=hub_id)
@@ -168,15 +175,33 @@ def _read_address(text: str) -> ModelReference | None:
             f"'{text}' is not the address of a model on the Hub.",
             hint=f"Name a model, as in {_EXAMPLE}.",
         )
-    if names[-1].endswith(".gguf"):
-        raise _is_gguf(text)
+    file = names[2:]
     if names[2:] and names[2] in _PAGES_WITH_REVISION and names[3:]:
         revision = _read_revision(text, hub_id, names[3:], is_file=names[2] in _FILE_PAGES)
+        file = names[3 + revision.count("/") + 1 :]
+    chosen = None if revision in ("", _MAIN) else revision
+    if file and file[-1].endswith(_GGUF_SUFFIX):
+        return _name_hub_file(hub_id, "/".join(file), revision=chosen)
+    return ModelReference(text=hub_id, kind=ModelKind.HUB, hub_id=hub_id, revision=chosen)
+
+
+def _read_hub_file(text: str) -> ModelReference | None:
+    """Return the GGUF file that a Hub id and a path name, as in `org/name/file.gguf`."""
+    *names, file = text.split("/", 2)
+    hub_id = "/".join(names)
+    is_path = file.endswith(_GGUF_SUFFIX) and not {"", ".", ".."} & set(file.split("/"))
+    if not _HUB_ID.fullmatch(hub_id) or not is_path:
+        return None
+    return _name_hub_file(hub_id, file, revision=None)
+
+
+def _name_hub_file(hub_id: str, file: str, *, revision: str | None) -> ModelReference:
     return ModelReference(
-        text=hub_id,
-        kind=ModelKind.HUB,
+        text=f"{hub_id}/{file}",
+        kind=ModelKind.HUB_GGUF,
         hub_id=hub_id,
-        revision=None if revision in ("", _MAIN) else revision,
+        revision=revision,
+        file=file,
     )
 
 
@@ -245,13 +270,6 @@ def _resolve_file(text: str, path: Path) -> ModelReference:
     raise InputError(
         f"'{text}' is a file, but not a config.json.",
         hint="Name the folder that holds the checkpoint.",
-    )
-
-
-def _is_gguf(text: str) -> InputError:
-    return InputError(
-        f"'{text}' is a GGUF file on the Hub; moetool reads those on this machine.",
-        hint="Download it, or name the original checkpoint: a Hub id with config.json and safetensors.",
     )
 
 

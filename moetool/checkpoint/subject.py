@@ -121,7 +121,7 @@ def find_subject(
                 subject = _find_on_hub(reference, revision=revision, source=source)
             except UnreachableHubError as error:
                 subject = _replace_hub(error, reference, revision=revision, source=source)
-        case ModelKind.GGUF:
+        case ModelKind.GGUF | ModelKind.HUB_GGUF:
             raise InputError(
                 f"'{reference.text}' is a GGUF model, without a config.json of transformers.",
                 hint="Name the original checkpoint; `moetool inspect` and `memory-estimate` read "

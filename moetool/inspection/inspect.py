@@ -20,7 +20,10 @@ from moetool.inspection.sources.from_adapter import add_base
 from moetool.inspection.sources.from_headers import inspect_headers
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import nn
+
+    from moetool.inspection.sources.recorded_choices import Recording
 
 
 def inspect_model(
@@ -29,6 +32,8 @@ def inspect_model(
     source: AskedSource | str = AskedSource.AUTO,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    top_k: int | Mapping[str, int] | None = None,
+    recording: Recording | pd.DataFrame | None = None,
 ) -> Inspection:
     """Return the inspection of a model by its configuration and the headers of its files.
 
@@ -37,10 +42,14 @@ def inspect_model(
 
     Args:
         model: A folder, a config.json, a Hub id, a catalogue name, `demo`, or what `resolve_model`
-            made of one; or a model of transformers in memory.
+            made of one; or any module in memory.
         source: The source that figures are asked from.
         revision: Branch, tag or commit, for Hub ids.
         trust_remote_code: Run Python code from the model's repository if it needs it.
+        top_k: For modules in memory whose code does not show it: experts that a token chooses, of all
+            routed layers or by the path of their experts or blocks.
+        recording: For modules in memory: a `RoutingRecorder` that has recorded calls of the module,
+            or its frame, which shows how many experts each token chose.
 
     Raises:
         InputError: The model, its configuration or its files can't be used.
@@ -51,15 +60,25 @@ def inspect_model(
     source = choose(source, AskedSource, name="source")
     trust_remote_code = take_flag(trust_remote_code, name="trust_remote_code")
     if not isinstance(model, str | PathLike | ModelReference) and hasattr(model, "named_modules"):
-        return _inspect_module(model, source=source, revision=revision)
+        return _inspect_module(
+            model, source=source, revision=revision, top_k=top_k, recording=recording
+        )
+    if top_k is not None or recording is not None:
+        raise UsageError(
+            "top_k and recording are for modules in memory.",
+            hint="Leave them out: configurations and files state how many experts a token chooses.",
+        )
     reference = _resolve(model)
     revision = reference.choose_revision(revision)
     if reference.kind is ModelKind.REPORTED:
         return _inspect_reported(reference, source)
-    if reference.kind is ModelKind.GGUF or _has_gguf_weights(reference, source):
+    is_gguf = reference.kind in (ModelKind.GGUF, ModelKind.HUB_GGUF)
+    if is_gguf or _has_gguf_weights(reference, source):
         from moetool.inspection.gguf.from_gguf import inspect_gguf
 
-        return inspect_gguf(reference, source=source, trust_remote_code=trust_remote_code)
+        return inspect_gguf(
+            reference, source=source, revision=revision, trust_remote_code=trust_remote_code
+        )
     subject = find_subject(reference, source=source, revision=revision)
     table: HeaderTable | None = None
     if subject.headers is not None:
@@ -98,11 +117,18 @@ def _resolve(model: object) -> ModelReference:
         return resolve_model(model)
     raise UsageError(
         f"A model can't be named by something of type {type(model).__name__}.",
-        hint="Give its name or folder as a text, what resolve_model made of it, or a PreTrainedModel.",
+        hint="Give its name or folder as a text, what resolve_model made of it, or a module.",
     )
 
 
-def _inspect_module(model: nn.Module, *, source: AskedSource, revision: str | None) -> Inspection:
+def _inspect_module(
+    model: nn.Module,
+    *,
+    source: AskedSource,
+    revision: str | None,
+    top_k: int | Mapping[str, int] | None,
+    recording: Recording | pd.DataFrame | None,
+) -> Inspection:
     if source is AskedSource.HEADERS or revision is not None:
         what = "files" if source is AskedSource.HEADERS else f"revision '{revision}'"
         raise UsageError(
@@ -110,7 +136,7 @@ def _inspect_module(model: nn.Module, *, source: AskedSource, revision: str | No
         )
     from moetool.inspection.sources.from_module import inspect_module
 
-    return inspect_module(model)
+    return inspect_module(model, top_k=top_k, recording=recording)
 
 
 def _inspect_base(adapter: Mapping[str, object]) -> Inspection | None:

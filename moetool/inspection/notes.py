@@ -25,19 +25,10 @@ _DEQUANTIZED = (
 
 def note_routing(experts: FoundExperts, anatomy: Anatomy, table: ParameterTable) -> Iterator[str]:
     """Yield the notes on a model's routing and its active parameters."""
-    from moetool.anatomy.routing.routing_signs import describe_signs
-
     rules = {layer.rule for layer in experts.layers}
     if experts.is_dense:
         yield "Dense model: every text token uses all parameters except vision and audio towers."
-    for seen in describe_signs(experts.signs):
-        others = "other " if experts.layers or experts.unreadable else ""
-        yield (
-            f"Active parameters unknown: no {others}routed experts were recognised, but parts of the "
-            f"model may be experts: {seen}."
-        )
-    if experts.unreadable:
-        yield (f"Active parameters unknown: the routing of {experts.unreadable[0]} can't be read.")
+    yield from note_unread(experts)
     if any(layer.top_k is None for layer in anatomy.routed_layers):
         yield (
             "Active parameters unknown: the number of experts per token could not be determined."
@@ -72,6 +63,20 @@ def note_routing(experts: FoundExperts, anatomy: Anatomy, table: ParameterTable)
         yield "Two stacks: active parameters are those of one token in each."
     if any(layer.style and layer.style.scores is None for layer in anatomy.routed_layers):
         yield "How some routers normalise their scores could not be inferred from their output."
+
+
+def note_unread(experts: FoundExperts) -> Iterator[str]:
+    """Yield the parts of a model that are experts, or may be, and whose routing is not known."""
+    from moetool.anatomy.routing.routing_signs import describe_signs
+
+    for seen in describe_signs(experts.signs):
+        others = "other " if experts.layers or experts.unreadable else ""
+        yield (
+            f"Active parameters unknown: no {others}routed experts were recognised, but parts of the "
+            f"model may be experts: {seen}."
+        )
+    if experts.unreadable:
+        yield (f"Active parameters unknown: the routing of {experts.unreadable[0]} can't be read.")
 
 
 def note_flops(anatomy: Anatomy, flops: Flops | None) -> Iterator[str]:

@@ -40,12 +40,14 @@ class Source(StrEnum):
         HEADERS: The headers of the weight files.
         BOTH: The skeleton, compared with the headers.
         REPORTED: Reports on a system whose configuration is not public.
+        MODULES: The modules of a model in memory, by their structure.
     """
 
     SKELETON = "skeleton"
     HEADERS = "headers"
     BOTH = "skeleton and headers"
     REPORTED = "reported"
+    MODULES = "modules"
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from moetool.anatomy.components import Component, Place
 from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 from moetool.inspection.figures import Difference, Files, Parameters
+
+if TYPE_CHECKING:
+    from moetool.anatomy.routing.moe_layers import FoundExperts
 
 
 def summarize(table: ParameterTable, *, uncounted: Collection[Place] = ()) -> Parameters:
@@ -50,6 +54,18 @@ def merge(numbers: Collection[int | None]) -> int | tuple[int | None, ...] | Non
     if len(different) == 1:
         return different.pop()
     return tuple(numbers)
+
+
+def merge_layers(
+    numbers: Sequence[int | None], experts: FoundExperts
+) -> int | tuple[int | None, ...] | None:
+    """Return the one number of all layers, or each layer's; 0 in a dense model, None if unknown."""
+    if experts.is_dense:
+        return 0
+    # No routed layer for text: only images pass experts, or no rule reads the experts.
+    if not numbers:
+        return 0 if experts.are_all_read else None
+    return merge(numbers if experts.are_all_read else (*numbers, None))
 
 
 def describe_files(

@@ -15,6 +15,7 @@ from moetool.choices import take_flag, take_path
 from moetool.errors import UsageError
 from moetool.html_table import show_values
 from moetool.printable import printable
+from moetool.trace.facts import describe_choices
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.frames import open_table
@@ -51,8 +52,7 @@ class Trace:
 
     def __repr__(self) -> str:
         metadata = self.metadata
-        shapes = sorted({(layer.top_k, layer.num_experts) for layer in metadata.layers})
-        routing = ", ".join(f"top-{top_k} of {number} experts" for top_k, number in shapes)
+        routing = describe_choices(metadata.layers)
         where = f"; {printable(self.path)}" if self.path else ""
         sizes = ", ".join(
             number_of(number, noun)

@@ -21,6 +21,7 @@ from moetool.report.text.styles import Style, Words, join_parts, style_words
 from moetool.report.text.tables import make_table
 from moetool.report.trace_excerpt import make_excerpts
 from moetool.trace.excerpt import PromptExcerpt
+from moetool.trace.facts import describe_choices
 from moetool.trace.metadata import NOT_EXACT, TraceMetadata
 from moetool.wording import format_bytes, number_of
 
@@ -109,15 +110,13 @@ def _describe_quantization(metadata: TraceMetadata) -> Iterator[Words]:
 
 
 def _describe_size(metadata: TraceMetadata, num_rows: int) -> Iterator[Words]:
-    shapes = sorted({(layer.top_k, layer.num_experts) for layer in metadata.layers})
-    routing = ", ".join(f"top-{top_k} of {num_experts} experts" for top_k, num_experts in shapes)
     yield style_words(
         f"{printable(metadata.model)}: {number_of(metadata.num_prompts, 'prompt')}, "
         f"{number_of(metadata.num_tokens, 'token')}",
         Style.STRONG,
     )
     yield (
-        f"{number_of(len(metadata.layers), 'routed layer')}, {routing}: "
+        f"{number_of(len(metadata.layers), 'routed layer')}, {describe_choices(metadata.layers)}: "
         f"{number_of(metadata.num_decisions, 'decision')}, "
         f"{number_of(num_rows, 'assignment')}"
     )

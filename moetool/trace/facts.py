@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from moetool.trace.metadata import TraceMetadata
+from moetool.trace.metadata import RoutedLayer, TraceMetadata
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,17 @@ class LayerFacts:
     num_experts: int
     top_k: int
     num_tokens: int
+
+
+def describe_choices(layers: Iterable[RoutedLayer]) -> str:
+    """Return how many experts a token has in layers, in words: `top-2 of 8 experts`."""
+    kinds = sorted({(each.is_chosen_by_experts, each.top_k, each.num_experts) for each in layers})
+    return ", ".join(
+        f"up to {top_k} of {num_experts} experts, which choose tokens"
+        if by_experts
+        else f"top-{top_k} of {num_experts} experts"
+        for by_experts, top_k, num_experts in kinds
+    )
 
 
 def describe_trace(

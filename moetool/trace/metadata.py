@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from moetool.errors import InputError
@@ -29,6 +29,7 @@ from moetool.trace.metadata_fields import (
     read_fields,
 )
 from moetool.trace.model_counts import ModelCounts
+from moetool.trace.routing import Routing, join_routing
 from moetool.trace.schema import SCHEMA_VERSION
 
 # The key in a Parquet footer; next to a CSV, the same JSON is in `<file>.meta.json`.
@@ -60,6 +61,10 @@ class RoutedLayer:
         rule: How its decisions were read.
         output_factor: Factor by which the block multiplies the sum of its experts afterwards; it is
             not part of the weights. None if the block does more than multiply, or if unknown.
+        routing: A value of `Routing`; None where only the decisions are known. Under
+            `expert_choice` a decision has as many experts as chose the token, from 0 to `top_k`.
+        min_rows: Rows of a decision, at least, where its number of experts varies: each has as many
+            as the tokens of some prompts needed. None if all have `top_k` rows.
     """
 
     stack: str
@@ -71,6 +76,34 @@ class RoutedLayer:
     top_k: int
     rule: str | None = None
     output_factor: float | None = None
+    routing: str | None = None
+    min_rows: int | None = None
+
+    @property
+    def fewest_rows(self) -> int:
+        """Rows of a decision, at least."""
+        return self.top_k if self.min_rows is None else min(self.min_rows, self.top_k)
+
+    @property
+    def is_varied(self) -> bool:
+        """Whether decisions are known to have different numbers of experts."""
+        return self.min_rows is not None or self.is_chosen_by_experts
+
+    @property
+    def is_chosen_by_experts(self) -> bool:
+        """Whether experts choose tokens."""
+        return self.routing == Routing.EXPERT_CHOICE
+
+    def join(self, other: RoutedLayer) -> RoutedLayer:
+        """Return what two runs of the same layer show together."""
+        top_k = max(self.top_k, other.top_k)
+        fewest = min(self.fewest_rows, other.fewest_rows)
+        return replace(
+            self,
+            top_k=top_k,
+            routing=join_routing(self.routing, other.routing),
+            min_rows=fewest if fewest < top_k else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -259,7 +292,7 @@ def _read_layer(value: Any, *, name: str) -> RoutedLayer:
 
 # Far more digits than a version has, and few enough for int.
 _MOST_VERSION_DIGITS = 10
-_OPTIONAL = ("rule", "output_factor")
+_OPTIONAL = ("rule", "output_factor", "routing", "min_rows")
 
 _LAYER_READERS: Mapping[str, Reader] = {
     "stack": as_text,
@@ -271,6 +304,8 @@ _LAYER_READERS: Mapping[str, Reader] = {
     "top_k": as_count(1, MOST_IDS),
     "rule": or_none(as_text),
     "output_factor": or_none(as_number),
+    "routing": or_none(as_text),
+    "min_rows": or_none(as_count(1, MOST_IDS)),
 }
 
 _READERS: Mapping[str, Reader] = {

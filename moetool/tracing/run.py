@@ -138,9 +138,11 @@ def trace_prompts(
     finished, known = sink.list_finished(), sink.known_metadata()
 
     def describe() -> TraceMetadata:
-        layers = describe_layers(recorder, maker.top_k, known.layers)
+        layers = describe_layers(recorder, maker.widths, known.layers)
         function = known.score_function or maker.score_function
-        return replace(note_routing(metadata, layers), score_function=function)
+        weigh_input = sum(map(recorder.weighs_input, recorder.layers))
+        noted = note_routing(metadata, layers, weigh_input=weigh_input)
+        return replace(noted, score_function=function)
 
     def count(token_ids: Sequence[NDArray[np.int32]]) -> None:
         if advance is not None and token_ids:

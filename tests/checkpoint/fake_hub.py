@@ -1,10 +1,11 @@
 """A Hub of one checkpoint on the loopback address, well-behaved and not.
 
-    python -m tests.checkpoint.fake_hub FOLDER
+    python -m tests.checkpoint.fake_hub FOLDER [LOG]
 
 Serves FOLDER as `org/model` and prints its own address. Answers what huggingface_hub asks for:
 the repository's description, its tree, and its files, whole or in part. Under the names in
-`MISBEHAVIOURS` it serves the same folder and goes wrong as that name says.
+`MISBEHAVIOURS` it serves the same folder and goes wrong as that name says. LOG gets a line for each
+request, with the path and the range that was asked for.
 """
 
 from __future__ import annotations
@@ -57,8 +58,12 @@ class FakeHub(BaseHTTPRequestHandler):
     """Answers for repositories with two names for their one commit."""
 
     folder: Path
+    log: Path | None = None
 
     def do_GET(self) -> None:
+        if self.log is not None:
+            with self.log.open("a") as log:
+                log.write(f"{self.path} {self.headers.get('Range')}\n")
         self._answer(with_body=True)
 
     def do_HEAD(self) -> None:
@@ -207,6 +212,7 @@ class QuietServer(ThreadingHTTPServer):
 def main() -> None:
     """Serve until ended."""
     FakeHub.folder = Path(sys.argv[1])
+    FakeHub.log = Path(sys.argv[2]) if len(sys.argv) > 2 else None
     server = QuietServer(("127.0.0.1", 0), FakeHub)
     sys.stdout.write(f"http://127.0.0.1:{server.server_port}\n")
     sys.stdout.flush()

@@ -95,11 +95,6 @@ def test_an_own_hub_has_addresses_too(monkeypatch: pytest.MonkeyPatch) -> None:
             "Name org/name with --revision feature or --revision feature/x.",
         ),
         (HUB, "is not the address of a model", f"{HUB}/Qwen/"),
-        (
-            f"{HUB}/a/b-GGUF/blob/main/b.Q4_K_M.gguf",
-            "is a GGUF file on the Hub",
-            "original checkpoint",
-        ),
         ("https://[", "No model at 'https://['", "org/name"),
     ],
 )

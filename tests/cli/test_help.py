@@ -35,7 +35,7 @@ OPTIONS = {
     | {"--engine", "--gpu-memory-utilization", "--kv-cache-dtype", "--tensor-parallel"}
     | {"--engine-overhead", "--parallel", "--nodes"}
     | {"--n-gpu-layers", "--n-cpu-moe", "--override-tensor", "--ctx-size", "--ubatch-size"}
-    | {"--cache-type-k", "--cache-type-v"}
+    | {"--cache-type-k", "--cache-type-v", "--flash-attn", "--tensor-split"}
     | {"--optimizer", "--gradient-checkpointing", "--freeze", "--lora-rank"}
     | {"--lora-targets"}
     | {"--double-quantization", "--trace", "--measure", "--save"},

@@ -15,7 +15,7 @@ from tools.refresh_docs import REPOSITORY
 NUM_EXAMPLES = {
     "library.md": 54,
     "traces/trace-format.md": 6,
-    "traces/own-layers.md": 17,
+    "traces/own-layers.md": 29,
     "questions/balance.md": 7,
     "questions/report.md": 4,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 
 HIDDEN_SIZE, NUM_EXPERTS, TOP_K, INNER_SIZE = 16, 6, 2, 24
+VOCAB_SIZE = 64
 
 # The output of an expert for some rows.
 RunExpert = Callable[[int, torch.Tensor], torch.Tensor]
+
+
+class NotInThisVersionError(Exception):
+    """The installed version of a package does not have a layer."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,9 @@ def start_process_group() -> None:
     if not torch.distributed.is_initialized():
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511", RANK="0", WORLD_SIZE="1")
         os.environ["LOCAL_RANK"] = "0"
-        torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+        # In memory: a port may be taken.
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 
 def fairscale() -> FrameworkLayer:
@@ -216,11 +224,12 @@ def megatron(dispatcher: str, **options: Any) -> FrameworkLayer:
     return FrameworkLayer(block, run)
 
 
-def torchtitan(*, score_func: str = "softmax", has_shared: bool = False) -> FrameworkLayer:
+def torchtitan(*, score_func: str = "softmax") -> FrameworkLayer:
+    if importlib.util.find_spec("torchtitan.models.common") is None:
+        raise NotInThisVersionError
     moe = importlib.import_module("torchtitan.models.common.moe")
     linear = importlib.import_module("torchtitan.models.common.linear").Linear
     dispatcher = importlib.import_module("torchtitan.models.common.token_dispatcher")
-    del has_shared
     config = moe.MoE.Config(
         num_experts=NUM_EXPERTS,
         routed_experts=moe.RoutedExperts.Config(
@@ -285,41 +294,53 @@ def olmo_core(kind: str) -> FrameworkLayer:
     return FrameworkLayer(block, run, tolerance=1e-4, dtype=torch.float32)
 
 
-def mixlora() -> FrameworkLayer:
-    """Return a dense model among whose adapters tokens choose."""
-    package = importlib.import_module("mixlora")
-    transformers = importlib.import_module("transformers")
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=64,
-            hidden_size=HIDDEN_SIZE,
-            intermediate_size=INNER_SIZE,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
+def torchtitan_before() -> FrameworkLayer:
+    """Return the layer of torchtitan 0.2, whose weights multiply what experts receive."""
+    if importlib.util.find_spec("torchtitan.models.moe") is None:
+        raise NotInThisVersionError
+    # torch counts whole numbers in bins on GPUs alone.
+    count = torch.histc
+    torch.histc = lambda values, **options: count(values.float(), **options).long()
+    moe = importlib.import_module("torchtitan.models.moe")
+    arguments = moe.MoEArgs(
+        num_experts=NUM_EXPERTS, num_shared_experts=0, top_k=TOP_K, use_grouped_mm=False
+    )
+    block = moe.MoE(arguments, dim=HIDDEN_SIZE, hidden_dim=INNER_SIZE)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    for buffer in block.buffers():
+        buffer.zero_()
+    experts = block.experts
+
+    def run(expert: int, rows: torch.Tensor) -> torch.Tensor:
+        first, second, third = (weight[expert].T for weight in (experts.w1, experts.w2, experts.w3))
+        output: torch.Tensor = (F.silu(rows @ first) * (rows @ third)) @ second
+        return output
+
+    return FrameworkLayer(block, run, tolerance=0.02, dtype=torch.float32)
+
+
+def tutel(gate: str, *, weighs_input: bool = False) -> FrameworkLayer:
+    start_process_group()
+    moe = importlib.import_module("tutel.moe")
+    block = moe.moe_layer(
+        gate_type={"type": gate, "k": TOP_K, "capacity_factor": 1.0},
+        model_dim=HIDDEN_SIZE,
+        is_postscore=not weighs_input,
+        experts={
+            "type": "ffn",
+            "num_experts_per_device": NUM_EXPERTS,
+            "hidden_size_per_expert": INNER_SIZE,
+            "activation_fn": F.silu,
+        },
+    )
+    experts = block.experts
+
+    def run(expert: int, rows: torch.Tensor) -> torch.Tensor:
+        inner = F.silu(rows @ experts.batched_fc1_w[expert].T + experts.batched_fc1_bias[expert])
+        output: torch.Tensor = (
+            inner @ experts.batched_fc2_w[expert] + experts.batched_fc2_bias[expert]
         )
-    )
-    names = {"gate_proj": (HIDDEN_SIZE, INNER_SIZE), "down_proj": (INNER_SIZE, HIDDEN_SIZE)}
-    config = package.MixLoraConfig.from_config(
-        {
-            "base_model_name_or_path": "",
-            "task_type": "CAUSAL_LM",
-            "peft_type": "MIXLORA",
-            "r": 2,
-            "lora_alpha": 4,
-            "lora_dropout": 0.1,
-            "target_modules": list(names),
-            "routing_strategy": "mixlora",
-            "num_experts": NUM_EXPERTS,
-            "top_k": TOP_K,
-        }
-    )
-    config.adapter_name_, config.dtype_, config.act_fn_ = "first", torch.float32, "silu"
-    weights = {"mixlora.layers.0.mlp.moe_gate.weight": torch.randn(NUM_EXPERTS, HIDDEN_SIZE)}
-    for name, (given, returned) in names.items():
-        for expert in range(NUM_EXPERTS):
-            prefix = f"mixlora.layers.0.mlp.{name}.experts.{expert}"
-            weights[f"{prefix}.lora_A.weight"] = torch.randn(2, given)
-            weights[f"{prefix}.lora_B.weight"] = torch.randn(returned, 2)
-    package.inject_adapter_in_model(model, config, weights)
-    return FrameworkLayer(model, lambda _, rows: rows, dtype=torch.float32, is_model=True)
+        return output
+
+    return FrameworkLayer(block, run, tolerance=1e-4, dtype=torch.float32)

@@ -99,6 +99,8 @@ WRONG_OF_A_LAYER: dict[str, tuple[Any, ...]] = {
     "top_k": (None, 0, -2, 7, 10**6, [2], "2", 1.5, float("nan")),
     "rule": (1,),
     "output_factor": ("1", float("nan"), float("inf"), [1.0]),
+    "routing": (1, []),
+    "min_rows": ("1", 0, -1, 1.5, True),
 }
 
 WRONG: dict[str, tuple[Any, ...]] = {
@@ -177,7 +179,15 @@ def test_every_field_is_checked() -> None:
         "unquantized_bytes": 6,
     }
     layers = tuple(
-        replace(layer, router="a router", rule="a rule", output_factor=2.5) for layer in FULL.layers
+        replace(
+            layer,
+            router="a router",
+            rule="a rule",
+            output_factor=2.5,
+            routing="expert_choice",
+            min_rows=1,
+        )
+        for layer in FULL.layers
     )
     whole = replace(FULL, **{**texts, **values, "layers": layers})
     assert parse_metadata(whole.to_json(), source="trace") == whole
@@ -223,3 +233,27 @@ def test_a_refusal_cannot_steer_a_terminal() -> None:
     with pytest.raises(InputError) as caught:
         parse_metadata(change(FULL, complete="\x1b[31m\n"), source="a\x1b\n.parquet")
     assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "joined"),
+    [
+        (None, None, None),
+        ("dense", "dense", "dense"),
+        (None, "dense", "dense"),
+        ("dense", "token_choice", "token_choice"),
+        ("token_choice", "expert_choice", "expert_choice"),
+        ("dense", "expert_choice", "expert_choice"),
+    ],
+)
+def test_two_runs_of_a_layer_are_joined(
+    one: str | None, other: str | None, joined: str | None
+) -> None:
+    layer = FULL.layers[1]
+    runs = replace(layer, top_k=2, routing=one), replace(layer, top_k=5, routing=other)
+    for first, second in (runs, runs[::-1]):
+        both = first.join(second)
+        assert (both.routing, both.top_k, both.min_rows, both.fewest_rows) == (joined, 5, 2, 2)
+        assert both.is_varied
+    assert runs[0].join(runs[0]) == runs[0]
+    assert runs[0].fewest_rows == 2

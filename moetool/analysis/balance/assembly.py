@@ -76,7 +76,7 @@ def make_layer(
         unused_per_prompt=None
         if not num_prompts
         else meter.num_experts - float(spread.num_choosing.sum()) / num_prompts,
-        dropped=make_layer_shares(drops),
+        dropped=() if meter.shape.is_chosen_by_experts else make_layer_shares(drops),
         expert_choice=()
         if choice is None
         else tuple(

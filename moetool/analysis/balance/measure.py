@@ -101,7 +101,7 @@ def measure_balance(
             for place, meter in seen.items()
         ]
     )
-    drops = [meter.drops for meter in seen.values()]
+    drops = [meter.drops for meter in seen.values() if not meter.shape.is_chosen_by_experts]
     mean = tokens_per_batch or mean_batch(drops)
     return Balance(
         trace=reader.facts,
@@ -111,7 +111,7 @@ def measure_balance(
         parts=summarize_parts(layers),
         losses=summarize_losses(list(losses.values())),
         batches="prompt" if tokens_per_batch is None else "tokens",
-        capacity=make_capacity(drops, tokens_per_batch=tokens_per_batch),
+        capacity=make_capacity(drops, tokens_per_batch=tokens_per_batch) if drops else (),
         expert_choice=make_expert_choice(list(reading.choices.values()), tokens_per_batch=mean),
         baseline=_expect_largest(
             [
@@ -121,6 +121,7 @@ def measure_balance(
         ),
         notes=(
             *reader.notes,
+            *_explain_expert_choice(seen),
             *_explain_batches(tokens_per_batch, mean),
             *_explain_unknown(layers, seen),
             *reading.notes,
@@ -199,10 +200,12 @@ def _make_losses(meter: LayerMeter, reading: ProbabilityReading, place: Place) -
     if mean is not None:
         # Identity experts may have no probability.
         mean = np.pad(mean, (0, meter.num_experts - len(mean)))
+    # Losses even out what tokens choose, as many experts each.
+    chooses = not meter.shape.is_chosen_by_experts
     return LayerLosses(
         load=meter.groups.assignments.sum(axis=0),
-        num_decisions=int(meter.groups.num_decisions.sum()),
-        top_k=meter.shape.top_k,
+        num_decisions=int(meter.groups.num_decisions.sum()) if chooses else None,
+        top_k=meter.shape.top_k if chooses else None,
         mean_squared_baseline=_expect_mean_squared(meter.num_experts, sizes),
         mean_probability=mean,
         z_loss=None if probabilities is None else probabilities.find_z_loss(),
@@ -224,6 +227,16 @@ def _explain_batches(tokens_per_batch: int | None, mean: float | None) -> Iterat
         yield (
             f"Each prompt is taken as a batch, of {mean:,.0f} tokens on average: a trace doesn't "
             "record which prompts ran together. --tokens-per-batch sets a size."
+        )
+
+
+def _explain_expert_choice(meters: Mapping[Place, LayerMeter]) -> Iterator[str]:
+    chosen = sum(meter.shape.is_chosen_by_experts for meter in meters.values())
+    if chosen:
+        where = "" if chosen == len(meters) else f" of {number_of(chosen, 'layer')}"
+        yield (
+            f"Experts choose tokens: the load{where} is as even as they make it, and capacity and "
+            "the losses that even out choices of tokens are left out."
         )
 
 

@@ -62,6 +62,10 @@ class _Found:
         known = self.described.get(place)
         return known.top_k if known else self.scan.layers[place].most_rows
 
+    def find_fewest_rows(self, place: Place) -> int:
+        known = self.described.get(place)
+        return known.fewest_rows if known else self.scan.layers[place].most_rows
+
 
 def list_checks(
     source: TraceSource, scan: DecisionScan, *, rows: RowChecks, log: FaultLog
@@ -152,14 +156,14 @@ def _check_total(found: _Found) -> Check:
     )
     num_short, message, at = 0, None, None
     for place, seen in sorted(found.scan.layers.items()):
-        top_k = found.find_top_k(place)
-        short = sum(number for size, number in seen.num_decisions.items() if size < top_k)
+        fewest = found.find_fewest_rows(place)
+        short = sum(number for size, number in seen.num_decisions.items() if size < fewest)
         num_short += short
         if short and at is None:
             at = place
             message = (
                 f"{number_of(short, 'decision')} of {name_layer(place)} "
-                f"{'has' if short == 1 else 'have'} fewer than {number_of(top_k, 'row')}, first at "
+                f"{'has' if short == 1 else 'have'} fewer than {number_of(fewest, 'row')}, first at "
                 f"{seen.smallest}: rows are missing"
             )
     if at is None:

@@ -10,7 +10,7 @@ from moetool.anatomy.components import TOWERS, Component, Place
 from moetool.anatomy.gguf.names import GgufName, read_name
 from moetool.anatomy.headers.other_tensors import OtherTensors, Reason
 from moetool.anatomy.headers.table import HeaderTable
-from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
+from moetool.anatomy.parameters import ParameterRow, ParameterTable, count_active
 from moetool.checkpoint.gguf.files import GgufModel
 from moetool.checkpoint.gguf.header import GgufTensor
 
@@ -54,7 +54,15 @@ def count_gguf(model: GgufModel) -> HeaderTable:
             layer=place.layer,
             component=place.component,
             num_params=cell.num_params,
-            active=None if active_unknown else _count_active(place, cell, num_experts, top_k),
+            active=None
+            if active_unknown
+            else count_active(
+                place,
+                cell.num_params,
+                num_unclear=cell.num_unclear,
+                num_experts=num_experts,
+                top_k=top_k,
+            ),
             dtype=" + ".join(cell.dtypes),
             num_bytes=cell.num_bytes,
         )
@@ -207,20 +215,6 @@ def _find_doubt(
     if set(num_experts.values()) != {stated}:
         return f"the file states {stated} experts, and its tensors hold another number"
     return f"the file states top-{top_k} of {fewest} experts" if top_k > fewest else None
-
-
-def _count_active(
-    place: Place, cell: _Cell, num_experts: Mapping[tuple[str, int], int | None], top_k: int | None
-) -> ActiveRange:
-    if place.component in TOWERS:
-        return ActiveRange(0, 0)
-    num_active = cell.num_params
-    if place.component is Component.ROUTED_EXPERTS and place.layer is not None:
-        experts = num_experts[place.stack, place.layer]
-        assert experts is not None
-        assert top_k is not None
-        num_active = cell.num_params // experts * top_k
-    return ActiveRange(num_active - cell.num_unclear, num_active)
 
 
 def _is_unclear(named: _Named) -> bool:

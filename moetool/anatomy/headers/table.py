@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from moetool.anatomy.components import TOWERS, Component, Place
+from moetool.anatomy.components import Component, Place
 from moetool.anatomy.config_fields import is_tied, read_text_config
 from moetool.anatomy.headers.header_signs import find_header_signs
 from moetool.anatomy.headers.other_tensors import OtherTensors, sort_out
@@ -22,7 +22,7 @@ from moetool.anatomy.headers.placed_tensors import (
 from moetool.anatomy.headers.stated_top_k import find_stated_top_k
 from moetool.anatomy.headers.stored_tensors import read_stored
 from moetool.anatomy.headers.tensorrt_llm import is_tensorrt_llm, name_experts, read_routing_fields
-from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
+from moetool.anatomy.parameters import ParameterRow, ParameterTable, count_active
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 
 # torch's names for the dtypes of safetensors.
@@ -143,7 +143,16 @@ def count_headers(
                 layer=place.layer,
                 component=place.component,
                 num_params=cell.num_params,
-                active=None if active_unknown else _count_active(place, cell, num_experts, top_k),
+                active=None
+                if active_unknown
+                else count_active(
+                    place,
+                    cell.num_params,
+                    num_common=cell.num_common,
+                    num_unclear=cell.num_unclear,
+                    num_experts=num_experts,
+                    top_k=top_k,
+                ),
                 dtype=" + ".join(map(_name_dtype, cell.dtypes)),
                 num_bytes=cell.num_bytes,
             )
@@ -225,23 +234,6 @@ def _count_one_expert(
             number, rest = divmod(cell.num_params - cell.num_common, experts)
             counts[place.stack, place.layer] = None if rest else number
     return counts
-
-
-def _count_active(
-    place: Place,
-    cell: _Cell,
-    num_experts: Mapping[tuple[str, int], int | None],
-    top_k: int | None,
-) -> ActiveRange:
-    if place.component in TOWERS:
-        return ActiveRange(0, 0)
-    num_active = cell.num_params
-    if place.component is Component.ROUTED_EXPERTS and place.layer is not None:
-        experts = num_experts[place.stack, place.layer]
-        assert experts is not None
-        assert top_k is not None
-        num_active = (cell.num_params - cell.num_common) // experts * top_k + cell.num_common
-    return ActiveRange(num_active - cell.num_unclear, num_active)
 
 
 def _is_unclear(tensor: PlacedTensor) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from moetool.anatomy.routing.proposed.expert_groups import ExpertGroup, find_expert_groups
 from moetool.anatomy.routing.proposed.expert_modules import ExpertModules, find_expert_modules
+from moetool.anatomy.routing.proposed.other_experts import find_other_experts
 from moetool.anatomy.routing.routing_signs import RoutingSign, describe_signs, find_routing_signs
 from moetool.anatomy.routing.rules import (
     RoutingRule,
@@ -19,7 +20,7 @@ from moetool.anatomy.routing.rules import (
     stacked_parameters,
 )
 from moetool.anatomy.routing.shards import count_shards
-from moetool.anatomy.routing.walk import find_holder, join_path, walk_modules
+from moetool.anatomy.routing.walk import find_holder, join_path
 from moetool.choices import take_numbers
 from moetool.errors import DenseModelError, UntraceableError, UsageError
 
@@ -115,7 +116,7 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
         UntraceableError: It has routed experts, or signs of them, that no rule reads, or whose
             reading is not exact.
     """
-    experts = _add_proposed(model, find_experts(model))
+    experts = find_proposed_experts(model)
     layers, name = experts.layers, type(model).__name__
     if not experts.are_all_read and not layers and not experts.unreadable:
         raise UntraceableError(
@@ -140,13 +141,17 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
             f"Can't trace {name} exactly: {reasons.pop()}.",
             hint="Give --allow-inexact to trace it anyway; the trace is marked as inexact.",
         )
-    return _tell_apart(list(layers))
+    return list(layers)
 
 
-def _add_proposed(model: nn.Module, experts: FoundExperts) -> FoundExperts:
-    """Return the same experts with what else may be experts, if anything is left unread."""
+def find_proposed_experts(model: nn.Module) -> FoundExperts:
+    """Return all routed experts of a model, with what else may be experts if any are left unread.
+
+    Each layer has a stack and a number that no other one has.
+    """
+    experts = find_experts(model)
     if experts.are_all_read:
-        return experts
+        return replace(experts, layers=_tell_apart(experts.layers))
     closed = {layer.block_path for layer in experts.layers}
     groups = list(find_expert_groups(model, closed=closed))
     inside = tuple(join_path(group.block_path, "") for group in groups)
@@ -156,7 +161,7 @@ def _add_proposed(model: nn.Module, experts: FoundExperts) -> FoundExperts:
         if not found.experts_path.startswith(inside)
     ]
     added = [*map(_describe_proposed, groups), *map(_describe_proposed, lists)]
-    return _find_rest(model, (*experts.layers, *added)) if added else experts
+    return _find_rest(model, _tell_apart((*experts.layers, *added)))
 
 
 def _describe_proposed(found: ExpertGroup | ExpertModules) -> MoeLayer:
@@ -175,12 +180,10 @@ def _describe_proposed(found: ExpertGroup | ExpertModules) -> MoeLayer:
 
 def _find_rest(model: nn.Module, layers: tuple[MoeLayer, ...]) -> FoundExperts:
     """Return routed layers, with everything else that may be experts."""
-    unreadable = tuple(path for path, _ in _find_other_experts(model, known=layers))
-    signs = find_routing_signs(
-        model,
-        blocks={layer.block_path for layer in layers},
-        experts={layer.experts_path for layer in layers},
-    )
+    blocks = {layer.block_path for layer in layers}
+    experts = {layer.experts_path for layer in layers}
+    unreadable = tuple(find_other_experts(model, blocks=blocks, experts=experts))
+    signs = find_routing_signs(model, blocks=blocks, experts=experts)
     return FoundExperts(layers, unreadable, signs)
 
 
@@ -291,7 +294,7 @@ def _stacked(experts: nn.Module) -> list[nn.Parameter]:
     return [p for module in (experts, *grouped) for p in stacked_parameters(module)]
 
 
-def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
+def _tell_apart(layers: tuple[MoeLayer, ...]) -> tuple[MoeLayer, ...]:
     """Make the stacks of layers that share a stack and a number distinct, by their blocks' names or their paths."""
     shared = Counter((layer.stack, layer.layer) for layer in layers)
     named = [
@@ -301,46 +304,9 @@ def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
         for layer in layers
     ]
     again = Counter((layer.stack, layer.layer) for layer in named)
-    return [
+    return tuple(
         replace(layer, stack=f"{layer.stack}.{layer.experts_path}")
         if again[layer.stack, layer.layer] > 1
         else layer
         for layer in named
-    ]
-
-
-def _find_other_experts(
-    model: nn.Module, *, known: Iterable[MoeLayer]
-) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules that hold experts and belong to none of the known routed layers.
-
-    A module belongs to a layer if it contains its experts or is a part of its block: routers and
-    blocks have a `num_experts` too.
-    """
-    known = list(known)
-    is_block = any(not layer.block_path for layer in known)
-    blocks = {layer.block_path for layer in known} - {""}
-    for path, module in walk_modules(model, closed=blocks):
-        if not path or path in blocks or not _holds_experts(path, module):
-            continue
-        # If the model itself is a block, its children may be routers.
-        if is_block and "." not in path and not _has_many_matrices(module):
-            continue
-        if not any(f"{layer.experts_path}.".startswith(f"{path}.") for layer in known):
-            yield path, module
-
-
-def _holds_experts(path: str, module: nn.Module) -> bool:
-    num_experts = getattr(module, "num_experts", None)
-    if isinstance(num_experts, int) and num_experts > 1:
-        return True
-    if isinstance(module, nn.ModuleDict | nn.ModuleList):
-        return path.rpartition(".")[2] == "experts" and len(module) > 1
-    return type(module).__name__.endswith("Experts") and any(True for _ in module.parameters())
-
-
-def _has_many_matrices(module: nn.Module) -> bool:
-    """Return whether a module could hold experts: it stacks matrices, or lists modules."""
-    if any(isinstance(inner, nn.ModuleDict | nn.ModuleList) for inner in module.modules()):
-        return True
-    return any(parameter.dim() > 2 for parameter in module.parameters())
+    )

@@ -34,6 +34,7 @@ STACK = re.compile(
 _ATTENTION = re.compile(r"att(entio)?n|mixer|mamba|conv|rnn|ssm", re.IGNORECASE)
 # Position tables and convolutions over images and sounds have three dimensions too.
 _TABLE = re.compile(r"vision|visual|image|audio|speech|embed|pos")
+_BIAS = re.compile(r"(^|\.)b(_|$)|bias")
 _NUMBER = re.compile(r"\d+")
 # This many matrices of the same shape with numbered names are more than a pair of projections.
 MANY_MATRICES = 4
@@ -67,10 +68,14 @@ def find_routing_signs(
         experts: Module paths of their experts. The modules that contain them may be named after them.
     """
     around = {holder for path in experts for holder in _list_holders(path)}
+    # Wrappers may hold parts of a block under second paths, with hooks next to them.
+    inside = {id(part) for path in blocks for part in model.get_submodule(path).modules()}
     signs = [
         RoutingSign(path, seen)
         for path, shown, module in _walk(model, closed=blocks)
         if path not in around and path not in blocks and not (blocks and "shared" in shown)
+        if id(module) not in inside
+        if path.rpartition(".")[0] not in around or list(module.parameters())
         for seen in _find_in_module(shown, module)
     ]
     if not blocks:
@@ -121,7 +126,7 @@ def _walk(model: nn.Module, *, closed: Collection[str]) -> Iterator[tuple[str, s
     while waiting:
         path, shown, module = waiting.popleft()
         yield path, shown, module
-        for key, hidden in _list_hidden_modules(module):
+        for key, hidden in iter_hidden_modules(module):
             for inner_path, inner in hidden.named_modules():
                 if id(inner) not in seen:
                     seen.add(id(inner))
@@ -146,7 +151,8 @@ def _find_in_module(path: str, module: nn.Module) -> Iterator[str]:
             yield f"'{key}' of {type(module).__name__}"
     yield from _find_in_code(module, foreign=foreign)
     if foreign:
-        yield from () if _TABLE.search(path) else _find_stacks(module)
+        if not (_TABLE.search(path) or _is_attention(module)):
+            yield from _find_stacks(module)
         yield from _find_siblings(module)
 
 
@@ -174,22 +180,35 @@ def _find_in_code(module: nn.Module, *, foreign: bool) -> Iterator[str]:
             yield f"the forward of {run.name} calls {', '.join(calls)}"
 
 
-def _list_hidden_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that a module keeps where torch does not look for children.
+def iter_hidden_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that a module keeps where torch does not look for children, by name.
 
     Adapters are kept there, and the owner of a forward that replaces the module's own.
     """
     for key, value in vars(module).items():
         if key.startswith("_"):
             continue
-        held: Iterable[object] = value.values() if isinstance(value, dict) else value
+        items: Iterable[tuple[object, object]] = ()
         if key == "forward":
-            held = (getattr(value, "__self__", None),)
-        elif not isinstance(value, dict | list | tuple | set):
-            continue
-        for item in held:
+            items = (("", getattr(value, "__self__", None)),)
+        elif isinstance(value, dict):
+            items = value.items()
+        elif isinstance(value, list | tuple | set):
+            items = enumerate(value)
+        for name, item in items:
             if isinstance(item, nn.Module):
-                yield key, item
+                yield f"{key}.{name}".rstrip("."), item
+
+
+def _is_attention(module: nn.Module) -> bool:
+    """Return whether a module stacks the matrices of attention heads, and none scores the heads."""
+    if not _ATTENTION.search(type(module).__name__):
+        return False
+    stacks = {parameter.shape[0] for parameter in module.parameters() if parameter.dim() >= 3}
+    return not any(
+        parameter.dim() == 2 and stacks & {*parameter.shape} and not _BIAS.search(name)
+        for name, parameter in module.named_parameters()
+    )
 
 
 def _find_stacks(module: nn.Module) -> Iterator[str]:

@@ -39,6 +39,16 @@ def find_top_k(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int | 
         top_k = _watch_decision(block, experts, hidden_size=hidden_size)
         if top_k is not None:
             return top_k
+    return read_top_k(model, layer)
+
+
+def read_top_k(model: nn.Module, layer: MoeLayer) -> int | None:
+    """Return the number that a layer's router or block keeps, or that its class is named after.
+
+    None if there is none. It need not be the number that they use.
+    """
+    block = model.get_submodule(layer.block_path)
+    experts = model.get_submodule(layer.experts_path)
     # The router's number comes before the block's, because the router chooses by it.
     modules = [child for name, child in block.named_children() if child is not experts]
     for module in (*modules, block):

@@ -42,6 +42,19 @@ def walk_modules(
         ]
 
 
+def walk_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield each parameter of a module once, with its path, in the order of `named_parameters`.
+
+    Wrappers may override that, and name parameters as those of the model that they wrap.
+    """
+    seen: set[int] = set()
+    for path, holder in walk_modules(module):
+        for name, parameter in holder._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield join_path(path, name), parameter
+
+
 def is_called(module: nn.Module) -> bool:
     """Return whether a module has a forward; lists and dictionaries of modules have none."""
     return getattr(type(module), "forward", None) not in _NOT_CALLED
@@ -53,13 +66,15 @@ def join_path(path: str, name: str) -> str:
 
 
 def find_holder(path: str) -> str:
-    """Return the path of the module that holds another, past the wrappers of its adapters.
+    """Return the path of the module that holds another, past the wrappers of its adapters."""
+    return find_wrapper(path).rpartition(".")[0]
+
+
+def find_wrapper(path: str) -> str:
+    """Return the path of the outermost wrapper of a module; its own if no adapter wraps it.
 
     PEFT wraps a module whose parameters get updates of low rank, once for each of them.
     """
-    while path:
-        holder, _, name = path.rpartition(".")
-        if name != _BASE_LAYER:
-            return holder
-        path = holder
+    while path.rpartition(".")[2] == _BASE_LAYER:
+        path = path.rpartition(".")[0]
     return path

@@ -40,7 +40,7 @@ def count_one_expert(model: nn.Module, layer: MoeLayer) -> int:
     parameters = list_expert_parameters(model, layer).values()
     if layer.rule in _SEPARATE:
         return sum(parameter.numel() for parameter in parameters) // layer.num_experts
-    return sum(_count_own(parameter, layer) for parameter in parameters)
+    return sum(count_own(parameter, layer) for parameter in parameters)
 
 
 def count_active_experts(model: nn.Module, layer: MoeLayer, *, top_k: int) -> ActiveRange:
@@ -61,12 +61,12 @@ def count_active_experts(model: nn.Module, layer: MoeLayer, *, top_k: int) -> Ac
     if layer.rule in _SEPARATE:
         return ActiveRange(top_k * per_expert, top_k * per_expert)
     parameters = list_expert_parameters(model, layer).values()
-    shared = sum(p.numel() for p in parameters if _count_own(p, layer) == 0)
+    shared = sum(p.numel() for p in parameters if count_own(p, layer) == 0)
     fewest = max(top_k - layer.num_identity_experts, 0)
     return ActiveRange(fewest * per_expert + shared, top_k * per_expert + shared)
 
 
-def _count_own(parameter: nn.Parameter, layer: MoeLayer) -> int:
+def count_own(parameter: nn.Parameter, layer: MoeLayer) -> int:
     """Return how many elements of a parameter belong to each expert; 0 if all experts share it."""
     if parameter.dim() < 2:
         return 0

@@ -53,7 +53,8 @@ class Anatomy:
         num_layers: Layers of all text stacks.
         routed_layers: Those of them that route, in order.
         dense_layers: By stack, the layers that do not.
-        num_shared_experts: Experts that every token of a routed layer runs; 0 without any.
+        num_shared_experts: Experts that every token of a routed layer runs; 0 without any, None if
+            unknown.
         mixers: The ways in which tokens see each other.
         context_length: In tokens; None if the configuration states none.
         vocab_size: In tokens; None if the configuration states none.
@@ -64,7 +65,7 @@ class Anatomy:
     num_layers: int
     routed_layers: tuple[LayerAnatomy, ...]
     dense_layers: Mapping[str, tuple[int, ...]]
-    num_shared_experts: int
+    num_shared_experts: int | None
     mixers: tuple[Mixer, ...]
     context_length: int | None
     vocab_size: int | None
@@ -97,7 +98,7 @@ def describe_model(skeleton: RoutedSkeleton, table: ParameterTable) -> Anatomy:
             stack: tuple(n for s, n in numbers if s == stack and (s, n) not in routed)
             for stack in dict.fromkeys(stack for stack, _ in numbers)
         },
-        num_shared_experts=_count_shared(config, table),
+        num_shared_experts=count_shared_experts(config, table),
         mixers=list_mixers(skeleton),
         context_length=find_context(config),
         vocab_size=find_vocab_size(config),
@@ -159,7 +160,7 @@ def _find_width(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int |
     return None
 
 
-def _count_shared(config: PreTrainedConfig, table: ParameterTable) -> int:
+def count_shared_experts(config: PreTrainedConfig, table: ParameterTable) -> int:
     """Return how many shared experts there are: the stated number, or one if none is stated."""
     if table.count_components()[Component.SHARED_EXPERTS] == 0:
         return 0

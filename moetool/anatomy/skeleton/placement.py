@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from moetool.anatomy.components import TOWERS, Component, Place
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_layer_number
 from moetool.anatomy.routing.rules import RoutingRule, is_grouped_linear
+from moetool.anatomy.routing.walk import walk_modules
 
 # Each is matched with single words of a module's path.
 _NORM = re.compile(r"(^|_)(layer)?norm(_?\d+)?$|^norm_f$|^ln(_\w+)?$", re.IGNORECASE)
@@ -43,18 +44,19 @@ class Placement:
     """Finds the place of every parameter of a model.
 
     Args:
-        model: Any model, also on the meta device.
+        model: Any model, also on the meta device. Only one of transformers, or one that such a model
+            is a part of, has towers.
         moe_layers: Its routed layers.
         other_experts: Module paths of experts that no rule reads.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         moe_layers: Sequence[MoeLayer],
         other_experts: Iterable[str] = (),
     ) -> None:
-        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._modules: dict[str, nn.Module] = dict(walk_modules(model))
         self._moe_layers = tuple(moe_layers)
         # By the paths of their blocks, because a model may have a thousand.
         self._numbers_by_block: dict[str, list[int]] = {}
@@ -62,8 +64,10 @@ class Placement:
             self._numbers_by_block.setdefault(layer.block_path, []).append(number)
         self._other_experts = tuple(other_experts)
         self._routed_places = {(_name_part(layer.stack), layer.layer) for layer in moe_layers}
-        self._language_models = self._find_language_models(model)
-        self._heads = self._find_heads(model)
+        known = find_known_model(model)
+        self._has_towers = known is not None
+        self._language_models = self._find_language_models(known) if known else []
+        self._heads = self._find_heads(known)
         # A layer may have thousands of parameters in its experts, which all have the same place.
         self._place_of_experts: dict[str, Place | None] = {
             layer.experts_path: None
@@ -110,6 +114,8 @@ class Placement:
         return [self._moe_layers[number] for number in sorted(numbers)]
 
     def _is_in_tower(self, path: str) -> bool:
+        if not self._has_towers:
+            return False
         if self._language_models:
             return not any(_is_within(path, model) for model in self._language_models)
         return any(_TOWER.search(word) for word in path.split("."))
@@ -182,8 +188,8 @@ class Placement:
         ]
         return list(dict.fromkeys([*by_config, *by_routing]))
 
-    def _find_heads(self, model: PreTrainedModel) -> set[str]:
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    def _find_heads(self, model: PreTrainedModel | None) -> set[str]:
+        head = model.get_output_embeddings() if model else None  # type: ignore[no-untyped-call]
         return {
             f"{path}.{name}"
             for path, module in self._modules.items()
@@ -191,6 +197,18 @@ class Placement:
             if not any(_is_within(path, layer.block_path) for layer in self._moe_layers)
             for name, _ in module.named_parameters()
         }
+
+
+def find_known_model(module: nn.Module) -> PreTrainedModel | None:
+    """Return the model of transformers that a module is, or that it wraps; None if it is another.
+
+    A module that has parameters next to such a model is another.
+    """
+    known = next((each for each in module.modules() if isinstance(each, PreTrainedModel)), None)
+    if known is None or known is module:
+        return known
+    inside = {id(parameter) for parameter in known.parameters()}
+    return known if all(id(parameter) in inside for parameter in module.parameters()) else None
 
 
 def _is_within(path: str, module_path: str) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from moetool.anatomy.components import TOWERS, Component, Place
+from moetool.anatomy.components import TOWERS, Component
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
 from moetool.anatomy.skeleton.active_experts import (
     count_active_experts,
@@ -16,19 +17,10 @@ from moetool.anatomy.skeleton.active_experts import (
     list_expert_parameters,
 )
 from moetool.anatomy.skeleton.build import find_embedding
+from moetool.anatomy.skeleton.cells import ParameterCells
 from moetool.anatomy.skeleton.dtype_plan import read_dtype_plan
 from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.catalogue.published import ExtraParameters
-
-
-@dataclass
-class _Cell:
-    """The sums for one row."""
-
-    num_params: int = 0
-    active: ActiveRange | None = field(default_factory=lambda: ActiveRange(0, 0))
-    num_bytes: int = 0
-    dtypes: dict[str, None] = field(default_factory=dict)
 
 
 def count_skeleton(skeleton: RoutedSkeleton, *, dtype: torch.dtype | None) -> ParameterTable:
@@ -45,46 +37,27 @@ def count_skeleton(skeleton: RoutedSkeleton, *, dtype: torch.dtype | None) -> Pa
     model, placement = skeleton.model, skeleton.placement
     unread = [layer.block_path for layer in skeleton.layers if not is_run_by_text(layer)]
     plan = read_dtype_plan(model, dtype)
-    cells: dict[Place, _Cell] = {}
-    place_of: dict[int, Place] = {}
+    cells = ParameterCells()
     for path, parameter in model.named_parameters():
         place = placement.place(path)
-        place_of[id(parameter)] = place
-        cell = cells.setdefault(place, _Cell())
-        cell.num_params += parameter.numel()
-        if dtype is not None:
-            loaded = next((kept for words, kept in plan if words.search(path)), parameter.dtype)
-            cell.num_bytes += parameter.numel() * loaded.itemsize
-            cell.dtypes[str(loaded).removeprefix("torch.")] = None
-        if place.component is Component.ROUTED_EXPERTS:
-            continue
-        is_read = place.component not in TOWERS and not any(
+        loaded = next((kept for words, kept in plan if words.search(path)), parameter.dtype)
+        is_read = place.component not in (*TOWERS, Component.ROUTED_EXPERTS) and not any(
             path.startswith(f"{block}.") for block in unread
         )
-        cell.active = _add(cell.active, parameter.numel() if is_read else 0)
-    _add_active_experts(skeleton, cells=cells, place_of=place_of)
-    doubtful = {*skeleton.experts.unreadable, *(sign.path for sign in skeleton.experts.signs)}
-    _forget_active(model, doubtful, cells=cells, place_of=place_of)
-    return ParameterTable(
-        rows=tuple(
-            ParameterRow(
-                stack=place.stack,
-                layer=place.layer,
-                component=place.component,
-                num_params=cell.num_params,
-                active=cell.active,
-                dtype=" + ".join(cell.dtypes) or None,
-                num_bytes=cell.num_bytes if cell.dtypes else None,
-            )
-            for place, cell in cells.items()
-        ),
-        is_tied=_is_tied(model),
-    )
+        cells.add(
+            parameter,
+            place,
+            dtype=None if dtype is None else loaded,
+            num_active=parameter.numel() if is_read else 0,
+        )
+    _add_active_experts(skeleton, cells)
+    for path in {*skeleton.experts.unreadable, *(sign.path for sign in skeleton.experts.signs)}:
+        # All parameters are in doubt if the module has none itself.
+        cells.forget_active(list(model.get_submodule(path).parameters()) or model.parameters())
+    return ParameterTable(rows=tuple(cells.list_rows()), is_tied=is_embedding_tied(model))
 
 
-def _add_active_experts(
-    skeleton: RoutedSkeleton, *, cells: dict[Place, _Cell], place_of: Mapping[int, Place]
-) -> None:
+def _add_active_experts(skeleton: RoutedSkeleton, cells: ParameterCells) -> None:
     """Add the active parameters of routed experts to their rows.
 
     Layers that share their experts (DiffusionGemma's two stacks) may choose the same ones or
@@ -93,49 +66,41 @@ def _add_active_experts(
     """
     model = skeleton.model
     ranges: dict[tuple[int, ...], list[ActiveRange | None]] = {}
+    held: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for layer in skeleton.layers:
-        parameters = list_expert_parameters(model, layer).values()
+        parameters = list(list_expert_parameters(model, layer).values())
         number = skeleton.top_k[layer]
         active = None if number is None else count_active_experts(model, layer, top_k=number)
-        ranges.setdefault(tuple(map(id, parameters)), []).append(active)
-    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
+        identities = tuple(map(id, parameters))
+        held[identities] = parameters
+        ranges.setdefault(identities, []).append(active)
     for identities, alternatives in ranges.items():
-        cell = cells[place_of[identities[0]]]
-        known = [active for active in alternatives if active is not None]
-        if len(known) < len(alternatives) or cell.active is None:
-            cell.active = None
-            continue
-        num_params = sum(sizes[identity] for identity in identities)
-        fewest = max(active.fewest for active in known)
-        most = min(sum(active.most for active in known), num_params)
-        cell.active = ActiveRange(cell.active.fewest + fewest, cell.active.most + most)
+        num_params = sum(parameter.numel() for parameter in dict.fromkeys(held[identities]))
+        cells.add_active(held[identities][0], join_ranges(alternatives, num_params=num_params))
 
 
-def _forget_active(
-    model: PreTrainedModel,
-    paths: Iterable[str],
-    *,
-    cells: dict[Place, _Cell],
-    place_of: Mapping[int, Place],
-) -> None:
-    """Make the active parameters of some modules unknown; of all, if one has no parameters itself."""
-    for path in paths:
-        held = list(model.get_submodule(path).parameters()) or list(model.parameters())
-        for parameter in held:
-            cells[place_of[id(parameter)]].active = None
+def join_ranges(ranges: Sequence[ActiveRange | None], *, num_params: int) -> ActiveRange | None:
+    """Return what layers that share their experts run of these together; None if unknown.
+
+    Args:
+        ranges: What each of them runs.
+        num_params: Parameters of the experts.
+    """
+    known = [active for active in ranges if active is not None]
+    if len(known) < len(ranges):
+        return None
+    return ActiveRange(
+        max(active.fewest for active in known),
+        min(sum(active.most for active in known), num_params),
+    )
 
 
-def _is_tied(model: PreTrainedModel) -> bool:
+def is_embedding_tied(model: PreTrainedModel) -> bool:
+    """Return whether the embedding of a model is its head too."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     embedding = find_embedding(model)
     weights = [getattr(module, "weight", None) for module in (head, embedding)]
     return weights[0] is not None and weights[0] is weights[1]
-
-
-def _add(active: ActiveRange | None, num_params: int) -> ActiveRange | None:
-    if active is None:
-        return None
-    return ActiveRange(active.fewest + num_params, active.most + num_params)
 
 
 def add_extra(table: ParameterTable, extra: Sequence[ExtraParameters]) -> ParameterTable:

@@ -13,7 +13,8 @@ _MOST_HEADER_BYTES = 256 * 2**20
 _MOST_TEXTS = 5_000_000
 # Longer lists are counted: they are vocabularies, scores and merges.
 _MOST_KEPT = 4096
-_CHUNK_BYTES = 4 * 2**20
+# What is read at once.
+CHUNK_BYTES = 4 * 2**20
 _STRING, _ARRAY = 8, 9
 # By GGUF's number of the type.
 _SCALARS = {
@@ -127,7 +128,7 @@ class Cursor:
         missing = end - len(self._data)
         if missing > 0:
             start = len(self._data)
-            stop = min(start + max(missing, _CHUNK_BYTES), self._file_bytes)
+            stop = min(start + max(missing, CHUNK_BYTES), self._file_bytes)
             chunk = self._read(start, stop)
             if len(chunk) != stop - start:
                 raise GgufError("a file that ends earlier than its length says")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,34 +123,51 @@ def open_gguf(path: Path) -> GgufModel:
     """
     if os.path.isdir(path):
         path = _find_model(path)
-    named = read_gguf_header(path)
+    return join_parts(path, read_gguf_header, os.path.isfile)
+
+
+def join_parts(
+    path: Path, read: Callable[[Path], GgufHeader], is_present: Callable[[Path], bool]
+) -> GgufModel:
+    """Return the headers of a model.
+
+    Args:
+        path: Its file, or any part of a split one.
+        read: Returns the header of a file.
+        is_present: Returns whether there is a file.
+
+    Raises:
+        InputError: A file is missing, parts contradict each other, or there is no model.
+    """
+    named = read(path)
     if named.metadata.get("split.count", 0) in (0, 1):
         return _check(GgufModel(path, named.metadata, (named,)))
-    return _check(_join(path, named))
-
-
-def _join(path: Path, named: GgufHeader) -> GgufModel:
-    """Return the model whose part is a file."""
     count = named.metadata["split.count"]
-    found = _PART.fullmatch(path.name)
-    if type(count) is not int or found is None or int(found["count"]) != count:
-        raise InputError(
-            f"'{printable(path)}' is a part of a split GGUF file, but its name doesn't say which.",
-            hint="Name parts as gguf-split does: NAME-00001-of-00003.gguf.",
-        )
-    names = [f"{found['prefix']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
-    missing = [name for name in names if not os.path.isfile(path.parent / name)]
+    names = _list_parts(path, count)
+    missing = [name for name in names if not is_present(path.parent / name)]
     if missing:
         raise InputError(
             f"'{printable(path.parent)}' lacks {len(missing)} of the {count} parts of a GGUF file.",
             hint="Download the missing parts into the folder.",
             facts=[f"missing: {list_some(missing)}"],
         )
-    parts = [named if name == path.name else read_gguf_header(path.parent / name) for name in names]
+    parts = [named if name == path.name else read(path.parent / name) for name in names]
     for number, part in enumerate(parts):
         if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
             raise _contradiction(part.path, f"it is not part {number + 1} of {count}")
-    return GgufModel(path.parent / names[0], parts[0].metadata, tuple(parts))
+    return _check(GgufModel(path.parent / names[0], parts[0].metadata, tuple(parts)))
+
+
+def _list_parts(path: Path, count: object) -> list[str]:
+    """Return the names of all parts, of which a file is one."""
+    found = _PART.fullmatch(path.name)
+    if type(count) is not int or found is None or int(found["count"]) != count:
+        raise InputError(
+            f"'{printable(path)}' is a part of a split GGUF file, but its name doesn't say which.",
+            hint="Name parts as gguf-split does: NAME-00001-of-00003.gguf.",
+        )
+    prefix = found["prefix"]
+    return [f"{prefix}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
 
 
 def _check(model: GgufModel) -> GgufModel:

@@ -16,6 +16,7 @@ from moetool.checkpoint.headers.weight_files import (
     MissingWeightsError,
     WeightFiles,
     choose_weight_files,
+    list_some,
 )
 from moetool.checkpoint.hub import refuse_if_certain, unreachable_hub
 from moetool.checkpoint.layouts.kinds import name_layout
@@ -119,6 +120,13 @@ def _read_online(repository: _Repository, deadline: Deadline, *, with_weights: b
 
 def _without_config(repository: _Repository) -> InputError:
     hub_id = repository.hub_id
+    files = sorted(name for name in repository.names if name.endswith(".gguf"))
+    if files:
+        return InputError(
+            f"{hub_id} holds no config.json: its models are GGUF files.",
+            hint=f"Name one of them, such as {hub_id}/{files[0]}.",
+            facts=[f"seen: {list_some(files)}"],
+        )
     layout = name_layout([name for name in repository.names if "/" not in name])
     if layout is None or not layout.is_read:
         return InputError(

@@ -32,11 +32,11 @@ def read_remote_header(
         ValueError: The answer makes no sense.
         Exception: Whatever the Hub's HTTP library raises if there is no answer.
     """
-    content, file_bytes = _read_range(url, headers=headers, start=0, stop=_FIRST_BYTES)
+    content, file_bytes = read_range(url, headers=headers, start=0, stop=_FIRST_BYTES)
     length = read_length(content[:LENGTH_BYTES], path=path, file_bytes=file_bytes)
     stop = LENGTH_BYTES + length
     if stop > len(content):
-        rest, file_bytes_again = _read_range(url, headers=headers, start=len(content), stop=stop)
+        rest, file_bytes_again = read_range(url, headers=headers, start=len(content), stop=stop)
         if file_bytes_again != file_bytes:
             raise ValueError(f"{file} of {file_bytes} bytes, and then of {file_bytes_again}")
         content += rest
@@ -44,9 +44,7 @@ def read_remote_header(
     return TensorHeaders(tensors=tensors, file_bytes={file: file_bytes})
 
 
-def _read_range(
-    url: str, *, headers: Mapping[str, str], start: int, stop: int
-) -> tuple[bytes, int]:
+def read_range(url: str, *, headers: Mapping[str, str], start: int, stop: int) -> tuple[bytes, int]:
     """Return a file's bytes from `start` up to `stop` or its end, and the length of the file."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]

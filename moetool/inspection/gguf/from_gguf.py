@@ -11,7 +11,8 @@ from moetool.anatomy.components import Component
 from moetool.anatomy.gguf.table import count_gguf
 from moetool.anatomy.headers.table import HeaderTable
 from moetool.checkpoint.files import read_json
-from moetool.checkpoint.gguf.files import GgufModel, list_file_bytes, open_gguf
+from moetool.checkpoint.gguf.files import GgufModel, list_file_bytes
+from moetool.checkpoint.gguf.hub_files import open_named_gguf
 from moetool.checkpoint.gguf.types import PLAIN_TYPES
 from moetool.checkpoint.headers.tensor_headers import TensorHeader, TensorHeaders
 from moetool.checkpoint.reference import ModelReference
@@ -27,23 +28,28 @@ _CONFIG = "config.json"
 
 
 def inspect_gguf(
-    reference: ModelReference, *, source: AskedSource, trust_remote_code: bool
+    reference: ModelReference,
+    *,
+    source: AskedSource,
+    revision: str | None,
+    trust_remote_code: bool,
 ) -> Inspection:
     """Return the inspection of a GGUF model.
 
     Args:
         reference: A file, a part of a split one, or a folder that holds one.
         source: The source that figures are asked from.
+        revision: Branch, tag or commit, for files on the Hub, where no config.json is looked for.
         trust_remote_code: Run Python code from the folder if a configuration there needs it.
 
     Raises:
         InputError: A file is missing or broken, or the skeleton was asked for without config.json.
     """
-    assert reference.path is not None
-    model = open_gguf(reference.path)
+    model = open_named_gguf(reference, revision=revision)
     table, facts = count_gguf(model), read_facts(model)
     config = model.path.parent / _CONFIG
-    if source is AskedSource.HEADERS or not os.path.isfile(config):
+    has_config = reference.path is not None and os.path.isfile(config)
+    if source is AskedSource.HEADERS or not has_config:
         if source is AskedSource.SKELETON:
             raise InputError(
                 f"'{reference.text}' has no config.json next to it to build the model from.",

@@ -1,4 +1,4 @@
-"""The inspection of a model in memory, without a look at its weights."""
+"""The inspection of a module in memory, without a look at its weights."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
@@ -19,8 +20,13 @@ from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError, UsageError
 from moetool.inspection.result import Inspection
 from moetool.inspection.sources.from_skeleton import count_model, inspect_built
+from moetool.inspection.sources.from_structure import inspect_structure
+from moetool.inspection.sources.recorded_choices import Recording
 from moetool.process.quiet import quiet_transformers
 from moetool.trace.model_counts import ModelCounts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Hooks that a caller registered would see a forward without data.
 _HOOKS = {
@@ -29,28 +35,49 @@ _HOOKS = {
 }
 _COLLECTIONS = (dict, OrderedDict, list, set)
 
+_Module = TypeVar("_Module", bound=nn.Module)
+
 
 @quiet_transformers()
-def inspect_module(module: nn.Module) -> Inspection:
-    """Return the inspection of a model in memory, which is left as it is.
+def inspect_module(
+    module: nn.Module,
+    *,
+    top_k: int | Mapping[str, int] | None = None,
+    recording: Recording | pd.DataFrame | None = None,
+) -> Inspection:
+    """Return the inspection of a module in memory, which is left as it is.
+
+    A model of transformers is counted as its configuration is, unless `top_k` or a recording is
+    given. All others are counted by their structure.
 
     Args:
-        module: A transformers model with weights that are not quantized.
+        module: A module with weights that are not quantized.
+        top_k: Experts that a token chooses, of all routed layers or by path.
+        recording: A recorder of the module, or its frame.
 
     Raises:
         InputError: It can't be copied.
-        UsageError: It is another kind of module.
+        UsageError: It has quantized weights, or the other arguments don't fit it.
     """
     name = type(module).__name__
-    if not isinstance(module, PreTrainedModel):
-        raise UsageError(
-            f"A {name} can't be inspected: it is not a transformers model.",
-            hint="Give a PreTrainedModel, or the name or folder of a checkpoint.",
-        )
-    if _is_quantized(module):
+    if any(map(_is_quantized, module.modules())) or any(map(_is_packed, module.parameters())):
         raise UsageError(
             f"This {name} can't be inspected: its weights are quantized in memory.",
             hint="Give the name or folder of its checkpoint.",
+        )
+    if any(map(is_lazy, module.parameters())):
+        raise UsageError(
+            f"This {name} can't be inspected: some of its parameters have no shape yet.",
+            hint="Call it once before.",
+        )
+    if top_k is not None and recording is not None:
+        raise UsageError(
+            "top_k and a recording can't be given together.",
+            hint="Leave out one of them: a recording shows how many experts each token chose.",
+        )
+    if not isinstance(module, PreTrainedModel) or top_k is not None or recording is not None:
+        return inspect_structure(
+            module, copy=copy_without_weights, top_k=top_k, recording=recording
         )
     try:
         skeleton = copy_without_weights(module)
@@ -90,8 +117,13 @@ def _make_skeleton(module: PreTrainedModel) -> PreTrainedModel:
     return copy_without_weights(module)
 
 
-def _is_quantized(module: PreTrainedModel) -> bool:
+def _is_quantized(module: nn.Module) -> bool:
     return getattr(module, "quantization_method", None) is not None
+
+
+def _is_packed(parameter: nn.Parameter) -> bool:
+    """Return whether a parameter holds several weights in each of its numbers."""
+    return parameter.dtype is torch.uint8 or hasattr(parameter, "quant_state")
 
 
 class _OnMeta(TorchFunctionMode):
@@ -109,7 +141,7 @@ class _OnMeta(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def copy_without_weights(module: PreTrainedModel) -> PreTrainedModel:
+def copy_without_weights(module: _Module) -> _Module:
     """Return a copy of a model on the meta device, without its weights and without hooks."""
     memo: dict[int, object] = {}
     for each in module.modules():

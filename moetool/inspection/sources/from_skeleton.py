@@ -12,7 +12,6 @@ import torch
 from moetool.anatomy.headers.published_format import find_quantization
 from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ParameterTable
-from moetool.anatomy.routing.moe_layers import FoundExperts
 from moetool.anatomy.skeleton.active_experts import (
     count_one_expert,
     list_expert_parameters,
@@ -44,7 +43,7 @@ from moetool.inspection.notes import (
 from moetool.inspection.published import compare_published, note_contradictions
 from moetool.inspection.result import Inspection, Source
 from moetool.inspection.rows import pair_rows
-from moetool.inspection.summary import describe_files, merge, summarize
+from moetool.inspection.summary import describe_files, merge_layers, summarize
 from moetool.process.garbage import seldom_collected
 from moetool.process.quiet import quiet_transformers
 from moetool.simulation.flops.flops import DEFAULT_OPERATION_BUDGET, OperationBudget, count_flops
@@ -125,7 +124,7 @@ def inspect_built(
     flops, why_no_flops = _count_flops(skeleton)
     quantization = find_quantization(subject)
     routed = anatomy.routed_layers
-    num_experts = _merge([layer.num_experts for layer in routed], experts)
+    num_experts = merge_layers([layer.num_experts for layer in routed], experts)
     return Inspection(
         model=subject.model,
         model_type=config.model_type,
@@ -136,9 +135,9 @@ def inspect_built(
         if experts.are_all_read
         else None,
         num_experts=num_experts,
-        top_k=_merge([layer.top_k for layer in routed], experts),
+        top_k=merge_layers([layer.top_k for layer in routed], experts),
         num_shared_experts=anatomy.num_shared_experts,
-        expert_params=_merge(
+        expert_params=merge_layers(
             [count_one_expert(model, layer) for layer in skeleton.text_layers], experts
         )
         or None,
@@ -258,18 +257,6 @@ def _refuse_impossible(skeleton: RoutedSkeleton, *, label: str) -> None:
                 "experts.",
                 hint="Use the config.json that came with the checkpoint.",
             )
-
-
-def _merge(
-    numbers: list[int | None] | list[int], experts: FoundExperts
-) -> int | tuple[int | None, ...] | None:
-    """Return the one number of all layers, or each layer's; 0 in a dense model, None if unknown."""
-    if experts.is_dense:
-        return 0
-    # No routed layer for text: only images pass experts, or no rule reads the experts.
-    if not numbers:
-        return 0 if experts.are_all_read else None
-    return merge(numbers if experts.are_all_read else [*numbers, None])
 
 
 def _note_stand_in(subject: Subject) -> list[str]:

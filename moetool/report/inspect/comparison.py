@@ -25,6 +25,7 @@ _SOURCES = {
     "headers": "headers",
     "skeleton and headers": "both",
     "reported": "reported",
+    "modules": "modules",
 }
 
 # A model's name, and the words of its column by row label.

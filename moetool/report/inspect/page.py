@@ -40,6 +40,7 @@ _SOURCES = {
     "headers": "the headers of its files",
     "skeleton and headers": "its configuration, and the headers of its files",
     "reported": "reports only",
+    "modules": "its modules in memory",
 }
 
 

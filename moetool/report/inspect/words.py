@@ -78,7 +78,8 @@ def word_experts(model: Inspection) -> str:
     if identity:
         words += f" and {max(identity)} identity experts"
     if model.num_shared_experts is None:
-        words += ", shared experts"
+        is_any = model.parameters and model.parameters.components["shared_experts"]
+        words += ", shared experts" if is_any else ""
     elif model.num_shared_experts:
         words += f", {model.num_shared_experts} shared"
     widths = sorted({layer.expert_width for layer in layers if layer.expert_width is not None})

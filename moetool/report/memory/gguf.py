@@ -15,7 +15,7 @@ from moetool.report.text.words import UNKNOWN
 from moetool.wording import format_bytes, number_of
 
 if TYPE_CHECKING:
-    from moetool.memory.serving.gguf.estimate import GgufEstimate
+    from moetool.memory.serving.gguf.result import GgufEstimate
 
 _PARTS = {
     "weights": "weights",
@@ -62,10 +62,15 @@ def _word_verdict(estimate: GgufEstimate) -> str:
     if estimate.gpu is None:
         return f"llama.cpp holds {_word(estimate.host_bytes)} on the CPU, mapped weights included."
     if estimate.fits is None:
-        return f"Whether it fits on {estimate.gpu} is unknown."
+        return f"Whether it fits on {_name_gpus(estimate)} is unknown."
+    most = " on the fullest" if estimate.num_gpus > 1 else ""
     if estimate.fits:
-        return f"Fits on {estimate.gpu}: {_word(estimate.gpu_bytes)}."
-    return f"Does not fit on {estimate.gpu}: short by {_word(estimate.short_bytes)}."
+        return f"Fits on {_name_gpus(estimate)}: {_word(estimate.gpu_bytes)}{most}."
+    return f"Does not fit on {_name_gpus(estimate)}: short by {_word(estimate.short_bytes)}{most}."
+
+
+def _name_gpus(estimate: GgufEstimate) -> str:
+    return f"{estimate.num_gpus} × {estimate.gpu}" if estimate.num_gpus > 1 else str(estimate.gpu)
 
 
 def _list_facts(estimate: GgufEstimate) -> Iterator[Paragraph]:
@@ -75,28 +80,38 @@ def _list_facts(estimate: GgufEstimate) -> Iterator[Paragraph]:
     yield make_fact("flags", estimate.flags)
     fitting = estimate.fitting
     if fitting is not None and fitting.flags != estimate.flags:
-        held = f"{format_bytes(fitting.gpu_bytes)} on the GPU"
+        place = "the fullest GPU" if estimate.num_gpus > 1 else "the GPU"
+        held = f"{format_bytes(fitting.gpu_bytes)} on {place}"
         yield make_fact("fits with", f"{fitting.flags}: {held}")
     if estimate.gpu is not None and estimate.fits is False and fitting is None:
         yield make_fact("fits with", "no division of layers: use a smaller context or type")
     reads = [
         f"{format_bytes(size)} by the {place}"
-        for size, place in ((estimate.gpu_read_bytes, "GPU"), (estimate.host_read_bytes, "host"))
+        for size, place in (
+            (estimate.gpu_read_bytes, _word_gpus(estimate)),
+            (estimate.host_read_bytes, "host"),
+        )
         if size is not None
     ]
     yield make_fact("reads", f"{', '.join(reads)} per token" if reads else UNKNOWN)
 
 
 def _make_breakdown(estimate: GgufEstimate) -> Block:
-    buffers = [estimate.on_host] if estimate.on_gpu is None else [estimate.on_gpu, estimate.on_host]
+    buffers = [*estimate.on_gpus, estimate.on_host]
     rows = [
         (words, *(_word(getattr(each, name)) for each in buffers))
         for name, words in _PARTS.items()
         if any(getattr(each, name) != 0 for each in buffers)
     ]
     rows.append(("all", *(_word(each.total) for each in buffers)))
-    headers = ("buffer", *(("GPU", "host") if len(buffers) == 2 else ("host",)))
-    return [make_table(headers, rows, right=(1, 2)[: len(buffers)])]
+    several = estimate.num_gpus > 1
+    names = [f"GPU {number}" if several else "GPU" for number in range(estimate.num_gpus)]
+    right = tuple(range(1, len(buffers) + 1))
+    return [make_table(("buffer", *names, "host"), rows, right=right)]
+
+
+def _word_gpus(estimate: GgufEstimate) -> str:
+    return "GPUs" if estimate.num_gpus > 1 else "GPU"
 
 
 def _word(size: int | None) -> str:

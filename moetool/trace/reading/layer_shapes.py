@@ -268,15 +268,16 @@ def _describe_sizes(layers: Iterable[RoutedLayer], rows: Mapping[Place, LayerRow
 def _check_equal_sizes(
     source: TraceSource, layers: Iterable[RoutedLayer], rows: Mapping[Place, LayerRows]
 ) -> None:
-    """Check that every decision of a layer has top-k rows."""
+    """Check that every decision of a layer has top-k rows, or as many as the metadata allows."""
     for layer in layers:
         place = (layer.stack, layer.layer)
         seen = rows[place]
-        short = sum(number for size, number in seen.num_decisions.items() if size < layer.top_k)
+        fewest = layer.fewest_rows
+        short = sum(number for size, number in seen.num_decisions.items() if size < fewest)
         if short:
             raise InputError(
                 f"'{printable(source.path)}' has {short:,} of {seen.num_decisions.total():,} "
-                f"decisions with fewer than {layer.top_k} rows in {name_layer(place)}.",
+                f"decisions with fewer than {fewest} rows in {name_layer(place)}.",
                 hint=_FEW_ROWS_HINT,
                 facts=[f"first: {seen.smallest}"],
             )

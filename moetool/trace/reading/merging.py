@@ -161,10 +161,12 @@ def _merge_layers(
     layers: dict[tuple[str, int], tuple[Path, RoutedLayer]] = {}
     for path, metadata in known:
         for layer in metadata.layers:
-            first, same = layers.setdefault((layer.stack, layer.layer), (path, layer))
+            first, same = layers.get((layer.stack, layer.layer), (path, layer))
+            layers[layer.stack, layer.layer] = first, same.join(layer)
+            is_varied = same.is_varied or layer.is_varied
             for name in _OF_A_LAYER:
                 values = getattr(same, name), getattr(layer, name)
-                if values[0] != values[1]:
+                if values[0] != values[1] and not (is_varied and name == "top_k"):
                     place = f"layer {layer.layer} of {printable(layer.stack, max_length=40)}"
                     fact = f"{name} {values[0]} and {values[1]} in {place}"
                     raise _two_models(first, path, fact=fact, hint=hint)

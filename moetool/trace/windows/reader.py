@@ -15,6 +15,7 @@ from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.reading.decision_scan import DecisionScan
 from moetool.trace.reading.layer_shapes import check_layers, find_shapes
 from moetool.trace.reading.reader import TraceSource
+from moetool.trace.windows.choice_tally import ChoiceTally
 from moetool.trace.windows.prompt_order import PromptOrder, find_prompt_order
 from moetool.trace.windows.table_rows import TableRows, drop_runs
 from moetool.trace.windows.window import DecisionWindow, build_window
@@ -94,7 +95,7 @@ class DecisionReader:
         else:
             described = metadata.layers
         self.layers = _choose_layers(described, layers, source=source)
-        self._num_tokens = self._num_assignments = self._num_dropped = 0
+        self._num_tokens, self._tally = 0, ChoiceTally(self.layers)
         self._seen = np.zeros(len(self.prompts), dtype=bool)
 
     @property
@@ -153,9 +154,7 @@ class DecisionReader:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences that a reader of any result should know; complete after the last window."""
-        num_choices = self._num_assignments + self._num_dropped
-        dropped = f"{self._num_dropped:,} of {num_choices:,} choices ran no expert."
-        return (*self._source.notes, *self._notes, *([dropped] if self._num_dropped else []))
+        return (*self._source.notes, *self._notes, *self._tally.describe())
 
     @property
     def facts(self) -> TraceFacts:
@@ -165,7 +164,7 @@ class DecisionReader:
             path=None if self._source.table is not None else str(self._source.path),
             num_prompts=int(self._seen.sum()),
             num_tokens=self._num_tokens,
-            num_assignments=self._num_assignments,
+            num_assignments=self._tally.num_assignments,
         )
 
     def __iter__(self) -> Iterator[DecisionWindow]:
@@ -174,7 +173,7 @@ class DecisionReader:
         Raises:
             InputError: A row is not one of a trace.
         """
-        self._num_tokens = self._num_assignments = self._num_dropped = 0
+        self._num_tokens, self._tally = 0, ChoiceTally(self.layers)
         for number in range(self._order.num_passes):
             yield from self._read_pass(number)
 
@@ -235,9 +234,7 @@ class DecisionReader:
         window = build_window(rows, self.layers, has_rank=self.has_ranks, pieces=self._rows.pieces)
         self._seen[window.prompt] = True
         self._num_tokens += len(window.prompt)
-        num_chosen = int((rows.expert >= 0).sum())
-        self._num_assignments += num_chosen
-        self._num_dropped += len(rows) - num_chosen
+        self._tally.add(rows, window)
         return window
 
     def _find_shapes(self, scan: DecisionScan) -> tuple[RoutedLayer, ...]:

@@ -42,7 +42,6 @@ from moetool.tracing.recording.transfer.shipment import Shipment
 from moetool.tracing.recording.watch import Decision, Watch, watch_layer
 from moetool.tracing.recording.watch.chance import ChanceWatch
 from moetool.tracing.recording.watch.operations.watch import OperationsWatch
-from moetool.tracing.recording.watch.separate.watch import SeparateExpertsWatch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,7 +156,8 @@ class RoutingRecorder:
         ends: list[tuple[nn.Module, Any]] = []
         for scope in self.recorded.scopes:
             self._scope_paths.update(dict.fromkeys(scope.layers, scope.path))
-            chance = ChanceWatch(self.model, () if self._allow_chance else scope.layers)
+            watched = () if self._allow_chance else scope.layers
+            chance = ChanceWatch(self.model, watched, runs_again=self._meter is not None)
             self._hooks.on_removal(chance.end)
             module = self.model.get_submodule(scope.path)
             self._hooks.before(module, self._begin_call(scope, chance), with_kwargs=True)
@@ -227,6 +227,10 @@ class RoutingRecorder:
         watch = self._watches.get(layer.experts_path)
         return watch.routing if isinstance(watch, OperationsWatch) else None
 
+    def weighs_input(self, layer: MoeLayer) -> bool:
+        """Return whether a layer's weights multiply what its experts receive, once it was called."""
+        return bool(getattr(self._watches.get(layer.experts_path), "weighs_input", False))
+
     def to_frame(self) -> pd.DataFrame:
         """Return the calls recorded and not yet taken, one row per assignment.
 
@@ -281,7 +285,7 @@ class RoutingRecorder:
         """Return the slots of the real tokens of a call under way, and a layer's decision."""
         path = self._scope_paths[layer]
         watch = self._watches[layer.experts_path]
-        is_searched = isinstance(watch, SeparateExpertsWatch) and watch.is_searched
+        is_searched = getattr(watch, "is_searched", False)
         if path not in self._inputs or self._apart.has(path, layer) or is_searched:
             raise UntraceableError(
                 f"Can't record the saliency of {layer.experts_path}: it does not send each "

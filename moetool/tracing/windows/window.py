@@ -27,7 +27,8 @@ class RowMaker:
     """Makes rows, in any number of threads.
 
     Attributes:
-        top_k: Largest number of experts that each layer chose for a token.
+        widths: Rows of a decision of each layer: the fewest, and the most, which is the largest
+            number of experts that it chose for a token.
 
     Args:
         tokenizer: Spells the tokens.
@@ -35,7 +36,7 @@ class RowMaker:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, with_probabilities: bool) -> None:
-        self.top_k: dict[MoeLayer, int] = {}
+        self.widths: dict[MoeLayer, tuple[int, int]] = {}
         self._tokenizer = tokenizer
         self._with_probabilities = with_probabilities
         # Found once per layer.
@@ -49,7 +50,7 @@ class RowMaker:
         return next((function.name for function in self._score_functions.values()), None)
 
     def note_layers(self, scopes: Sequence[CollectedScope]) -> None:
-        """Learn from decisions what `top_k` and `score_function` state.
+        """Learn from decisions what `widths` and `score_function` state.
 
         Raises:
             UntraceableError: Probabilities are asked for, and don't follow from a router's scores.
@@ -57,7 +58,8 @@ class RowMaker:
         with self._mutex:
             for recorded in (layer for scope in scopes for layer in scope.layers):
                 layer, width = recorded.layer, recorded.experts.shape[1]
-                self.top_k[layer] = max(self.top_k.get(layer, 0), width)
+                fewest, most = self.widths.get(layer, (width, width))
+                self.widths[layer] = min(fewest, width), max(most, width)
                 if self._with_probabilities and layer not in self._score_functions:
                     self._score_functions[layer] = find_score_function(recorded)
 

@@ -222,6 +222,53 @@ class Deep(nn.Module):
         return x
 
 
+class HeadsAttention(nn.Module):
+    """Stacks a matrix for each head, as TransformerLens does."""
+
+    def __init__(self, *, chooses_heads: bool = False) -> None:
+        super().__init__()
+        self.W_Q = nn.Parameter(torch.randn(NUM_EXPERTS, WIDTH, INNER))
+        self.W_O = nn.Parameter(torch.randn(NUM_EXPERTS, INNER, WIDTH))
+        self.b_Q = nn.Parameter(torch.zeros(NUM_EXPERTS, INNER))
+        if chooses_heads:
+            self.W_G = nn.Parameter(torch.randn(WIDTH, NUM_EXPERTS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = torch.einsum("td,hdf->thf", x, self.W_Q) + self.b_Q
+        return torch.einsum("thf,hfd->td", queries, self.W_O)
+
+
+def test_the_heads_of_attention_are_experts_only_if_something_scores_them() -> None:
+    assert len(find_moe_layers(Model(Separate(), HeadsAttention()))) == 1
+    with pytest.raises(DenseModelError):
+        find_moe_layers(Model(HeadsAttention()))
+    found = find_experts(Model(HeadsAttention(chooses_heads=True)))
+    assert any("W_Q" in sign.seen for sign in found.signs)
+
+
+class Wrapper(nn.Module):
+    """Holds a block, a part of it under a second path, and something that is called next to them."""
+
+    def __init__(self, block: nn.Module, inner: nn.Module) -> None:
+        super().__init__()
+        self.hook_router_scores, self.gate = nn.Identity(), inner
+        self.original = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return call(self.hook_router_scores, self.original(x))
+
+
+def test_a_wrappers_second_path_to_a_router_is_not_another_layer() -> None:
+    block: Any = Separate()
+    block.gate.num_experts = NUM_EXPERTS
+    (layer,) = find_moe_layers(Model(Wrapper(block, block.gate)))
+    assert layer.block_path == "layers.0.ff.original"
+    other = nn.Linear(WIDTH, NUM_EXPERTS)
+    vars(other)["num_experts"] = NUM_EXPERTS
+    with pytest.raises(UntraceableError):
+        find_moe_layers(Model(Wrapper(block, other)))
+
+
 @pytest.mark.parametrize("block", [feed_forward, Gated, Deep])
 def test_hand_written_dense_models_are_called_dense(block: Callable[[], nn.Module]) -> None:
     with pytest.raises(DenseModelError):

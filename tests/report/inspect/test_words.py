@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -131,7 +132,13 @@ def test_layers_without_experts_are_listed() -> None:
 def test_shared_experts_and_widths_are_named() -> None:
     inspection = make_inspection(num_shared_experts=2, anatomy=make_anatomy(SOFTMAX))
     assert word_experts(inspection) == "top-2 of 8, 2 shared; 128 wide"
-    assert word_experts(make_inspection(num_shared_experts=None)) == "top-2 of 8, shared experts"
+    # Without parameters of such a component, nothing shows that there are any.
+    unknown = make_inspection(num_shared_experts=None)
+    assert word_experts(unknown) == "top-2 of 8"
+    assert unknown.parameters is not None
+    components = {**unknown.parameters.components, "shared_experts": 5}
+    some = replace(unknown, parameters=replace(unknown.parameters, components=components))
+    assert word_experts(some) == "top-2 of 8, shared experts"
     assert word_experts(make_inspection(num_moe_layers=0)) == "none"
 
 

@@ -191,7 +191,14 @@ class NoisyEverywhere(Noisy):
         self.gate = NoisyGate()
 
 
-@pytest.mark.parametrize("kind", [Noisy, NoisyEverywhere])
+class NoisyExperts(NoisyEverywhere):
+    def add_experts(self) -> None:
+        super().add_experts()
+        for expert in self.experts:
+            expert.append(nn.Dropout(0.3))
+
+
+@pytest.mark.parametrize("kind", [Noisy, NoisyEverywhere, NoisyExperts])
 def test_a_second_run_draws_the_numbers_of_the_first(kind: AnyLayer) -> None:
     layer = make(kind).train()
     (recorded,) = record(layer, states())

@@ -17,6 +17,8 @@ from moetool.errors import UntraceableError
 from tests.families.tiny.models import build_family, text_inputs
 from tests.families.tiny.proof import prove
 from tests.tiny_models import build_model
+from tests.tracing.own_layers.layers import Layer
+from tests.tracing.own_layers.models import Gpt
 
 TOKENS = torch.arange(3, 17).view(2, 7)
 BLOCK = "model.layers.1.mlp"
@@ -117,14 +119,24 @@ def test_the_mode_counts_that_a_call_runs_in() -> None:
     assert len(recorder.calls) == 1
 
 
-def test_experts_that_are_modules_of_their_own_are_refused_with_dropout() -> None:
+def test_experts_that_are_modules_of_their_own_are_proven_without_what_they_return() -> None:
     model: PreTrainedModel = build_family("switch_transformers").train()
+    with RoutingRecorder(model) as recorder, torch.no_grad():
+        model(**text_inputs(model))
+    assert len(recorder.to_frame())
+
+
+def test_experts_that_run_again_for_their_saliency_may_draw_nothing() -> None:
+    model = Gpt(Layer()).train()
+    layer: Any = model.h[0]
+    for expert in layer.moe.experts:
+        expert.append(nn.Dropout(0.5))
     with (
-        RoutingRecorder(model),
+        RoutingRecorder(model, keep_saliency=True),
         torch.no_grad(),
         pytest.raises(UntraceableError, match="draws random numbers in training mode"),
     ):
-        model(**text_inputs(model))
+        model(TOKENS)
 
 
 def test_a_decoder_layer_that_routes_itself_may_drop_attention_but_not_experts() -> None:

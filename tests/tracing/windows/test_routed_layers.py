@@ -15,7 +15,12 @@ from moetool.tracing.windows.routed_layers import note_routing
 def test_blocks_that_change_the_sum_of_their_experts_are_counted(
     num_layers: int, where: str, factor: float | None, words: str
 ) -> None:
-    layers = [
+    (note,) = note_routing(TraceMetadata(), make_layers(num_layers, factor)).notes
+    assert note.startswith(f"{where} block {words}")
+
+
+def make_layers(num_layers: int, factor: float | None) -> list[RoutedLayer]:
+    return [
         RoutedLayer(
             stack="decoder",
             layer=number,
@@ -28,5 +33,12 @@ def test_blocks_that_change_the_sum_of_their_experts_are_counted(
         )
         for number in range(num_layers)
     ]
-    (note,) = note_routing(TraceMetadata(), layers).notes
-    assert note.startswith(f"{where} block {words}")
+
+
+@pytest.mark.parametrize(("num_layers", "where"), [(1, ""), (3, " in 1 layer")])
+def test_layers_that_weigh_the_inputs_of_their_experts_are_counted(
+    num_layers: int, where: str
+) -> None:
+    layers = make_layers(num_layers, 1.0)
+    (note,) = note_routing(TraceMetadata(), layers, weigh_input=1).notes
+    assert note == f"The weights{where} scale the experts' inputs, not their outputs."

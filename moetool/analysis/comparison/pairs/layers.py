@@ -109,7 +109,14 @@ def pair_layers(first: DecisionReader, second: DecisionReader) -> LayerPairs:
         LayerPair(place, _count_ids(one[place]), one[place].top_k, other[place].top_k)
         for place in equal
     ]
-    different = [pair.place for pair in pairs if pair.top_k != pair.other_top_k]
+    # Where experts choose tokens, sets have any size.
+    different = [
+        pair.place
+        for pair in pairs
+        if pair.top_k != pair.other_top_k
+        and not one[pair.place].is_chosen_by_experts
+        and not other[pair.place].is_chosen_by_experts
+    ]
     if different:
         notes.append(
             f"{_name(different)}: the traces choose different numbers of experts, so that the sets "

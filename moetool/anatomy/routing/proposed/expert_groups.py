@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from moetool.anatomy.routing.proposed.expert_updates import find_expert_updates
 from moetool.anatomy.routing.routing_signs import (
     EXPERT_WORD,
     STACK,
@@ -20,7 +21,7 @@ from moetool.anatomy.routing.routing_signs import (
     is_foreign,
     may_be_expert,
 )
-from moetool.anatomy.routing.walk import is_called, walk_modules
+from moetool.anatomy.routing.walk import is_called, join_path, walk_modules
 
 _FEWEST_STACKS = 2
 
@@ -48,10 +49,15 @@ def find_expert_groups(model: nn.Module, *, closed: Collection[str]) -> Iterator
         closed: Module paths of the blocks whose routing is read already.
     """
     inside: list[str] = []
+    updates = dict(find_expert_updates(model, closed=closed))
+    yield from (ExpertGroup(path, path, number) for path, number in updates.items())
+    of_updates = tuple(join_path(path, "") for path in updates)
     for path, module in walk_modules(model, closed=closed):
         if path in closed or any(path.startswith(f"{outer}.") for outer in inside):
             continue
-        levels = _find_levels(path, module)
+        if f"{path}.".startswith(of_updates):
+            continue
+        levels = _find_levels(path, module, model.get_submodule(path.rpartition(".")[0]))
         block_path = _find_block(model, path, module, levels) if levels else None
         if block_path is not None and not _calls_itself(model, path, module, block_path):
             inside.append(path)
@@ -68,7 +74,7 @@ def _calls_itself(model: nn.Module, path: str, experts: nn.Module, block_path: s
     return caller == block_path
 
 
-def _find_levels(path: str, module: nn.Module) -> tuple[int, ...]:
+def _find_levels(path: str, module: nn.Module, parent: nn.Module) -> tuple[int, ...]:
     """Return the number of experts that a module holds itself; by level if they are in groups."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         name = path.rpartition(".")[2]
@@ -85,7 +91,7 @@ def _find_levels(path: str, module: nn.Module) -> tuple[int, ...]:
     found = [levels for levels, count in stacks.items() if count >= _FEWEST_STACKS]
     if len(found) == 1 and math.prod(found[0]) > 1:
         return found[0]
-    num_experts = _count_in_rows(module)
+    num_experts = _count_in_rows(module, parent) or _count_in_children(module)
     return (num_experts,) if num_experts else ()
 
 
@@ -96,12 +102,30 @@ def _are_experts(name: str, modules: list[nn.Module]) -> bool:
     return EXPERT_WORD.search(name) is not None or not STACK.search(name)
 
 
-def _count_in_rows(module: nn.Module) -> int:
-    """Return how many experts share the rows of a module's matrices, by its own word, or 0."""
+def _count_in_rows(module: nn.Module, parent: nn.Module) -> int:
+    """Return how many experts share the rows of a module's matrices, by its own word, or 0.
+
+    The module that holds it may speak for it.
+    """
+    for speaker in (module, parent):
+        num_experts = getattr(speaker, "num_experts", None)
+        if isinstance(num_experts, int) and num_experts > 1:
+            stacks = list(list_flat_stacks(module, num_experts))
+            return num_experts if len(stacks) >= _FEWEST_STACKS else 0
+    return 0
+
+
+def _count_in_children(module: nn.Module) -> int:
+    """Return how many experts a module says that its children stack, a matrix of each in each, or 0."""
     num_experts = getattr(module, "num_experts", None)
     if not isinstance(num_experts, int) or num_experts < 2:
         return 0
-    return num_experts if len(list(list_flat_stacks(module, num_experts))) >= _FEWEST_STACKS else 0
+    stacks = [
+        child
+        for child in module.children()
+        if any(parameter.shape[:-2] == (num_experts,) for parameter in child.parameters(False))
+    ]
+    return num_experts if len(stacks) >= _FEWEST_STACKS else 0
 
 
 def list_flat_stacks(module: nn.Module, num_experts: int) -> Iterator[nn.Parameter]:
@@ -147,14 +171,19 @@ def _find_block(
 
 
 def _has_router_parameter(module: nn.Module, num_experts: int) -> bool:
-    """Return whether one of the module's own matrices, or of its children's, scores experts.
+    """Return whether one of the module's own matrices, or of its children's, scores experts."""
+    return any(
+        is_router_matrix(name, parameter, num_experts)
+        for name, parameter in module.named_parameters()
+    )
 
-    A matrix with a row for each expert may also hold their biases, which have names of biases.
+
+def is_router_matrix(name: str, parameter: nn.Parameter, num_experts: int) -> bool:
+    """Return whether a parameter may be a matrix that scores experts.
+
+    One with a row for each expert may also hold their biases, which have names of biases.
     """
-    for name, parameter in module.named_parameters():
-        word = name.rpartition(".")[2]
-        if parameter.dim() != 2 or num_experts not in parameter.shape:
-            continue
-        if parameter.shape[1] == num_experts or not (word.startswith("b") or "bias" in word):
-            return True
-    return False
+    if parameter.dim() != 2 or num_experts not in parameter.shape:
+        return False
+    word = name.rpartition(".")[2]
+    return parameter.shape[1] == num_experts or not (word.startswith("b") or "bias" in word)

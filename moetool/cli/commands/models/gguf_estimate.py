@@ -12,7 +12,7 @@ from moetool.cli.output import print_or_write, see_output
 
 if TYPE_CHECKING:
     from moetool.checkpoint.reference import ModelReference
-    from moetool.memory.serving.gguf.estimate import GgufQuestion
+    from moetool.memory.serving.gguf.question import GgufQuestion
     from moetool.report.renderer import ReportFormat
 
 
@@ -23,6 +23,7 @@ def write_file_estimates(
     chosen: ReportFormat,
     output: Path | None,
     *,
+    revision: str | None,
     force: bool,
 ) -> None:
     """Print or write what llama.cpp allocates for each file.
@@ -33,17 +34,18 @@ def write_file_estimates(
         failures: Gets those that can't be estimated.
         chosen: The format of the report.
         output: Its file; None for stdout.
+        revision: Branch, tag or commit, for files on the Hub.
         force: Whether to replace the file.
     """
-    from moetool.checkpoint.gguf.files import open_gguf
+    from moetool.checkpoint.gguf.hub_files import open_named_gguf
     from moetool.memory.serving.gguf.estimate import estimate_gguf
     from moetool.report.memory.gguf import RENDERERS
 
     estimates = []
     for name, reference in references.items():
         with failures.keep(name):
-            assert reference.path is not None
-            estimates.append(estimate_gguf(name, open_gguf(reference.path), question))
+            model = open_named_gguf(reference, revision=revision)
+            estimates.append(estimate_gguf(name, model, question))
     failures.check(estimates)
     view = replace(see_output(output), failures=failures.list_failures())
     print_or_write(RENDERERS[chosen](estimates, view), output, force=force)

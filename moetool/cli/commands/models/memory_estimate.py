@@ -17,6 +17,7 @@ from moetool.cli.options.memory_estimate import (
     scenario,
     training,
 )
+from moetool.cli.options.memory_estimate.gguf_question import read_question
 from moetool.cli.options.shared import (
     ForceOption,
     FormatOption,
@@ -84,6 +85,8 @@ def memory_estimate(
     ubatch_size: gguf.UbatchSize = None,
     cache_type_k: gguf.CacheTypeK = None,
     cache_type_v: gguf.CacheTypeV = None,
+    flash_attn: gguf.FlashAttention = None,
+    tensor_split: gguf.TensorSplit = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     output_format: FormatOption = None,
@@ -102,7 +105,7 @@ def memory_estimate(
     refuse_loose_sizes(models, sys.argv[1:])
     check_experts(experts, quantization)
     of_gguf = (n_gpu_layers, n_cpu_moe, override_tensor, ctx_size, ubatch_size)
-    own = gguf.name_values(*of_gguf, cache_type_k, cache_type_v)
+    own = gguf.name_values(*of_gguf, cache_type_k, cache_type_v, flash_attn, tensor_split)
     has_gguf = gguf.check_models(models, own)
     settings = (gpu_memory_utilization, kv_cache_dtype, tensor_parallel, engine_overhead)
     serving = None if has_gguf else engines.read_engine(engine, *settings, gpu=gpu)
@@ -135,8 +138,10 @@ def memory_estimate(
     if has_gguf:
         foreign = (*settings[:3], engine, parallel, save, trace, prompt_tokens, new_tokens)
         gguf.refuse_foreign(common, foreign, measure=measure)
-        question = gguf.read_question(own, gpu=gpu, overhead=engine_overhead, scenarios=scenarios)
-        write_file_estimates(references, question, failures, chosen, output, force=force)
+        question = read_question(own, gpu=gpu, overhead=engine_overhead, scenarios=scenarios)
+        write_file_estimates(
+            references, question, failures, chosen, output, revision=revision, force=force
+        )
         return
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.

@@ -1,8 +1,7 @@
-"""Declare the options of `moetool memory-estimate` about GGUF files, and read them."""
+"""Declare the options of `moetool memory-estimate` about GGUF files."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +12,9 @@ from moetool.errors import MoetoolError, UsageError
 
 if TYPE_CHECKING:
     from moetool.memory.scenario import Scenario
-    from moetool.memory.serving.gguf.estimate import GgufQuestion
 
 _PANEL = "GGUF files"
-_DEFAULT_UBATCH = 512
+DEFAULT_UBATCH = 512
 
 GpuLayers = Annotated[
     int | None,
@@ -63,7 +61,7 @@ UbatchSize = Annotated[
         "--ubatch-size",
         metavar="N",
         min=1,
-        help=f"Tokens of a micro-batch. Default: {_DEFAULT_UBATCH}.",
+        help=f"Tokens of a micro-batch. Default: {DEFAULT_UBATCH}.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -86,9 +84,28 @@ CacheTypeV = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-_NAMES = ("num_gpu_layers", "num_cpu_moe", "moves", "context", "ubatch", "type_k", "type_v")
-_GPU_NAME = re.compile(r"(gpu|cuda\d*)", re.IGNORECASE)
+FlashAttention = Annotated[
+    str | None,
+    typer.Option(
+        "--flash-attn",
+        metavar="MODE",
+        help="Flash attention: on, off or auto. Default: auto, which is off where CUDA has no kernel.",
+        rich_help_panel=_PANEL,
+    ),
+]
+TensorSplit = Annotated[
+    str | None,
+    typer.Option(
+        "--tensor-split",
+        metavar="N,N",
+        help="Parts of the layers for each of several GPUs. Default: equal ones.",
+        rich_help_panel=_PANEL,
+    ),
+]
+_NAMES = (
+    *("num_gpu_layers", "num_cpu_moe", "moves", "context", "ubatch", "type_k", "type_v"),
+    *("flash_attention", "shares"),
+)
 
 
 def name_values(*values: object) -> dict[str, Any]:
@@ -111,7 +128,8 @@ def check_models(models: Sequence[str], own: Mapping[str, Any]) -> bool:
     are_gguf = []
     for model in models:
         with suppress(MoetoolError):
-            are_gguf.append(resolve_model(model).kind is ModelKind.GGUF)
+            kind = resolve_model(model).kind
+            are_gguf.append(kind in (ModelKind.GGUF, ModelKind.HUB_GGUF))
     if any(are_gguf) and not all(are_gguf):
         raise UsageError(
             "GGUF files are estimated by llama.cpp's rules, other models by their own code.",
@@ -146,71 +164,3 @@ def refuse_foreign(common: Scenario, others: Sequence[object], *, measure: bool)
             "--engine-overhead and those of the panel 'GGUF files'.",
             hint="Leave out all others.",
         )
-
-
-def read_question(
-    values: Mapping[str, Any],
-    *,
-    gpu: str | None,
-    overhead: str | None,
-    scenarios: Sequence[Scenario],
-) -> GgufQuestion:
-    """Return what is asked of GGUF files.
-
-    Raises:
-        UsageError: A value has no meaning.
-    """
-    from moetool.catalogue.gpus import parse_memory
-    from moetool.memory.machine.local_gpu import take_gpu
-    from moetool.memory.serving.gguf.estimate import GgufQuestion
-
-    if len(scenarios) != 1:
-        raise UsageError(
-            "GGUF files are estimated for one number of sequences at a time.",
-            hint="Name one --batch-size.",
-        )
-    types = [values["type_k"] or "f16", values["type_v"] or "f16"]
-    for each in types:
-        if each not in _CACHE_TYPES:
-            raise UsageError(
-                f"'{each}' is not a type that llama.cpp caches in.",
-                hint=f"Name one of {', '.join(_CACHE_TYPES)}.",
-            )
-    if gpu is None and (values["num_gpu_layers"] or values["num_cpu_moe"] or values["moves"]):
-        raise UsageError(
-            "Layers and tensors are divided between the CPU and a GPU, and no GPU is named.",
-            hint="Name a GPU with --gpu, such as rtx-4090 or 24GiB.",
-        )
-    return GgufQuestion(
-        gpu=None if gpu is None else take_gpu(gpu),
-        overhead_bytes=0 if overhead is None else parse_memory(overhead),
-        num_gpu_layers=values["num_gpu_layers"],
-        num_cpu_moe=values["num_cpu_moe"] or 0,
-        moves=_read_moves(values["moves"]),
-        context=values["context"],
-        ubatch=values["ubatch"] or _DEFAULT_UBATCH,
-        num_sequences=scenarios[0].batch_size,
-        type_k=types[0],
-        type_v=types[1],
-    )
-
-
-def _read_moves(text: str | None) -> tuple[tuple[str, int], ...]:
-    """Return the patterns of tensors' names, each with its device."""
-    from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST
-
-    moves = []
-    for part in (text or "").split(",") if text else ():
-        pattern, equals, device = part.rpartition("=")
-        is_gpu = _GPU_NAME.fullmatch(device) is not None
-        try:
-            re.compile(pattern)
-        except re.error:
-            equals = ""
-        if not equals or not pattern or not (is_gpu or device.upper() == "CPU"):
-            raise UsageError(
-                f"'{part}' is not a pattern and a device.",
-                hint="Write --override-tensor 'exps=CPU'.",
-            )
-        moves.append((pattern, GPU if is_gpu else HOST))
-    return tuple(moves)

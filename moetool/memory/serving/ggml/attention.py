@@ -89,6 +89,7 @@ def attend(
     layer: int,
     expansion: Tensor | None = None,
     sinks: Tensor | None = None,
+    has_windows: bool = False,
 ) -> Tensor:
     """Return what attention reads for each token, with all heads in the first dimension.
 
@@ -102,12 +103,13 @@ def attend(
         layer: The layer, whose cache is read.
         expansion: The matrices that expand what is read from latents.
         sinks: One number for each head.
+        has_windows: Whether the model has a second cache, whose layers compute keys before values.
     """
     if inputs.key_rotation is not None:
         queries, keys = (_rotate(each, inputs.key_rotation) for each in (queries, keys))
     if inputs.value_rotation is not None:
         values = _rotate(values, inputs.value_rotation)
-    for each in (queries, values, keys):
+    for each in (queries, keys, values) if has_windows else (queries, values, keys):
         graph.expand(each)
     streams, cells = run.num_streams, inputs.num_cells
     head_dim, num_kv_heads, num_tokens, _ = keys.shape
@@ -156,11 +158,14 @@ def _store_values(
         merged = view(values, (width, num_tokens), values.strides[2:3])
         graph.expand(set_rows(_merge_streams(rows), merged, value_rows))
         return _view_heads(rows, head_dim)
-    merged = reshape(values, width, num_tokens)
+    is_packed = values.strides[2] == width * KIND_BYTES[values.kind]
+    merged = (reshape if is_packed else copy_packed)(values, width, num_tokens)
     columns = reshape(rows, 1, rows.num_values)
     single = reshape(merged, 1, merged.num_values)
     graph.expand(set_rows(columns, single, value_rows))
-    return view(rows, (num_cells, num_heads, head_dim, streams), rows.strides[:3])
+    size = KIND_BYTES[rows.kind]
+    strides = (num_cells * head_dim * size, num_cells * size, rows.strides[2])
+    return view(rows, (num_cells, num_heads, head_dim, streams), strides)
 
 
 def _view_heads(rows: Tensor, head_dim: int) -> Tensor:

@@ -6,13 +6,20 @@ micro-batch with logits of all its tokens, and that of one token for each sequen
 
 from __future__ import annotations
 
-from moetool.memory.serving.ggml.allocation.allocator import count_reserved_bytes
+from moetool.checkpoint.gguf.types import TYPES_BY_NAME
+from moetool.memory.serving.ggml.allocation.allocator import (
+    count_reserved_bytes,
+    list_reserved_bytes,
+)
+from moetool.memory.serving.ggml.allocation.cuda import Capability, has_attention
+from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST, Devices, schedule
 from moetool.memory.serving.ggml.models import build_graph
-from moetool.memory.serving.ggml.placement import take_gpu_part
 from moetool.memory.serving.ggml.sizes import ModelSizes, RunSizes, count_window_cells, pad_cells
 
 CPU_ALIGNMENT = 32
 CUDA_ALIGNMENT = 128
+# Of recent GPUs: what it decides, the kernel for a few tokens, changes no maximum that was measured.
+RECENT: Capability = (9, 0)
 
 
 def count_compute_bytes(
@@ -24,12 +31,8 @@ def count_compute_bytes(
     has_flash_attention: bool,
     has_quantized_cache: bool,
     has_quantized_values: bool | None = None,
-    is_on_gpu: bool = False,
 ) -> int:
-    """Return the bytes of the compute buffer.
-
-    On a GPU, workspaces of CUDA's kernels and what CUDA keeps longer for fused operations are left
-    out.
+    """Return the bytes of the compute buffer with the whole model on the CPU.
 
     Args:
         model: The model's sizes.
@@ -39,11 +42,8 @@ def count_compute_bytes(
         has_flash_attention: Whether flash attention runs.
         has_quantized_cache: Whether the type of keys is a quantized one.
         has_quantized_values: Whether that of values is; None for the same as keys.
-        is_on_gpu: Whether all layers are on one GPU, whose buffer is returned; else the whole model
-            is on the CPU.
     """
-    sizes = []
-    for run in list_runs(
+    runs = list_runs(
         model,
         context=context,
         ubatch=ubatch,
@@ -51,13 +51,68 @@ def count_compute_bytes(
         has_flash_attention=has_flash_attention,
         has_quantized_cache=has_quantized_cache,
         has_quantized_values=has_quantized_values,
-    ):
-        graph = build_graph(model, run)
-        if is_on_gpu:
-            graph = take_gpu_part(graph)
-        alignment = CUDA_ALIGNMENT if is_on_gpu else CPU_ALIGNMENT
-        sizes.append(count_reserved_bytes(graph, alignment=alignment))
-    return max(sizes)
+    )
+    return max(
+        count_reserved_bytes(build_graph(model, run), alignment=CPU_ALIGNMENT) for run in runs
+    )
+
+
+def count_gpu_compute_bytes(
+    model: ModelSizes,
+    *,
+    context: int,
+    ubatch: int,
+    num_sequences: int,
+    cache_type: str,
+    capability: Capability,
+) -> int:
+    """Return the bytes of the compute buffer of one GPU with CUDA that has all layers.
+
+    Workspaces of CUDA's kernels are left out. Flash attention is on where CUDA has it, or where the
+    cache needs it.
+
+    Args:
+        model: The model's sizes.
+        context: `n_ctx`, which all sequences share.
+        ubatch: `n_ubatch`, tokens of a micro-batch.
+        num_sequences: `n_seq_max`, each with separate cells.
+        cache_type: Of keys and values.
+        capability: The GPU's compute capability.
+    """
+    has_kernel = has_cuda_attention(model, type_k=cache_type, type_v=cache_type)
+    kind, is_quantized = TYPES_BY_NAME[cache_type], TYPES_BY_NAME[cache_type].block > 1
+    devices = Devices(
+        place_weight=lambda name: HOST if name == "token_embd.weight" else GPU,
+        place_layer=lambda _: GPU,
+        has_all_layers=True,
+        takes_products=True,
+        cache_types={"k": kind, "v": kind},
+        capability=capability,
+        has_attention=has_kernel,
+    )
+    runs = list_runs(
+        model,
+        context=context,
+        ubatch=ubatch,
+        num_sequences=num_sequences,
+        has_flash_attention=has_kernel or is_quantized,
+        has_quantized_cache=is_quantized,
+    )
+    graphs = [schedule(build_graph(model, run), devices, num_tokens=run.num_tokens) for run in runs]
+    alignments = (CUDA_ALIGNMENT, CPU_ALIGNMENT)
+    return max(list_reserved_bytes(graph, alignments)[GPU] for graph in graphs)
+
+
+def has_cuda_attention(model: ModelSizes, *, type_k: str, type_v: str) -> bool:
+    """Return whether CUDA has a kernel of flash attention for a model and its cache."""
+    keys = values = model.head_dim
+    heads = model.num_heads // model.num_kv_heads
+    if model.latent is not None:
+        keys, values = model.latent.keys + model.latent.rotary, model.latent.keys
+        heads, type_v = model.num_heads, type_k
+    return has_attention(
+        head_dim=keys, value_dim=values, heads_per_key=heads, type_k=type_k, type_v=type_v
+    )
 
 
 def list_runs(

@@ -20,17 +20,29 @@ from moetool.memory.serving.ggml.tensors import (
 )
 
 
-def norm(values: Tensor, name: str, *, layer: int | None = None) -> Tensor:
-    """Return `build_norm`: a root-mean-square norm times its weight.
+def norm(
+    values: Tensor,
+    name: str,
+    *,
+    layer: int | None = None,
+    subtracts_mean: bool = False,
+    has_bias: bool = False,
+) -> Tensor:
+    """Return `build_norm`: a norm times its weight.
 
     Args:
         values: What is normalised.
         name: The weight's name without `.weight`.
         layer: The layer that it belongs to; None for the last norm.
+        subtracts_mean: Whether it is not a root-mean-square norm.
+        has_bias: Whether it has a bias.
     """
-    normed = apply("rms_norm", values)
+    normed = apply("norm" if subtracts_mean else "rms_norm", values)
     normed.layer = layer
-    return apply("mul", normed, make_weight(f"{name}.weight", values.shape[0]))
+    scaled = apply("mul", normed, make_weight(f"{name}.weight", values.shape[0]))
+    return (
+        apply("add", scaled, make_weight(f"{name}.bias", values.shape[0])) if has_bias else scaled
+    )
 
 
 def project(values: Tensor, size: int, name: str, *, has_bias: bool = False) -> Tensor:
@@ -59,13 +71,35 @@ def dense_mlp(values: Tensor, width: int, block: str, *, suffix: str = "") -> Te
     return project(acted, values.shape[0], f"{block}.ffn_down{suffix}")
 
 
-def mix_experts(graph: Graph, model: ModelSizes, values: Tensor, block: str) -> Tensor:
-    """Return `build_moe_ffn`: the weighted sum of each token's experts."""
+def route(model: ModelSizes, values: Tensor, block: str) -> Tensor:
+    """Return the router's logits."""
+    has_bias = model.architecture == "gpt-oss"
+    return project(values, model.num_experts, f"{block}.ffn_gate_inp", has_bias=has_bias)
+
+
+def mix_experts(
+    graph: Graph, model: ModelSizes, values: Tensor, block: str, *, logits: Tensor | None = None
+) -> Tensor:
+    """Return `build_moe_ffn`: the weighted sum of each token's experts.
+
+    Args:
+        graph: The graph so far.
+        model: The model's sizes.
+        values: The experts' input.
+        block: The beginning of their weights' names.
+        logits: The router's, if it has run before.
+    """
     has_biases = model.architecture == "gpt-oss"
-    chosen, weights = _route(model, values, block, has_bias=has_biases)
+    chosen, weights = _choose(
+        model, route(model, values, block) if logits is None else logits, block
+    )
     graph.expand(weights)
     hidden, num_tokens = values.shape[:2]
     values = reshape(values, hidden, 1, num_tokens)
+    weighs_inputs = model.style.weighs_inputs
+    if weighs_inputs:
+        repeated = compute("repeat", "f32", (hidden, model.num_chosen, num_tokens), values)
+        values = apply("mul", repeated, weights)
 
     def run(numbers: Tensor, size: int, part: str) -> Tensor:
         name = f"{block}.ffn_{part}_exps"
@@ -75,7 +109,7 @@ def mix_experts(graph: Graph, model: ModelSizes, values: Tensor, block: str) -> 
     gate = run(values, model.width, "gate")
     acted = compute("glu", "f32", gate.shape, gate, up)
     outputs = run(acted, hidden, "down")
-    outputs = graph.expand(apply("mul", outputs, weights))
+    outputs = graph.expand(outputs if weighs_inputs else apply("mul", outputs, weights))
     parts = [
         graph.expand(view(outputs, (hidden, num_tokens), outputs.strides[2:3]))
         for _ in range(model.num_chosen)
@@ -86,16 +120,13 @@ def mix_experts(graph: Graph, model: ModelSizes, values: Tensor, block: str) -> 
     return copy_packed(total) if model.num_chosen == 1 else total
 
 
-def _route(
-    model: ModelSizes, values: Tensor, block: str, *, has_bias: bool
-) -> tuple[Tensor, Tensor]:
+def _choose(model: ModelSizes, logits: Tensor, block: str) -> tuple[Tensor, Tensor]:
     """Return the experts chosen for each token, and their weights."""
-    num_tokens, count = values.shape[1], model.num_chosen
-    logits = project(values, model.num_experts, f"{block}.ffn_gate_inp", has_bias=has_bias)
+    num_tokens, count = logits.shape[1], model.num_chosen
     shares = logits
     if model.architecture != "gpt-oss":
         shares = apply("unary" if model.has_score_bias else "soft_max", logits)
-    selection = shares
+    selection = logits if model.architecture == "llama4" else shares
     if model.has_score_bias:
         biases = make_weight(f"{block}.exp_probs_b.bias", model.num_experts)
         selection = apply("add", shares, biases)

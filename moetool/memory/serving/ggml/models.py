@@ -10,9 +10,11 @@ from moetool.memory.serving.ggml.layers import (
     norm,
     project,
     rotate_positions,
+    route,
 )
 from moetool.memory.serving.ggml.sizes import LatentSizes, ModelSizes, QueryNorm, RunSizes
 from moetool.memory.serving.ggml.tensors import (
+    KIND_BYTES,
     Tensor,
     apply,
     concatenate,
@@ -42,6 +44,7 @@ class _Builder:
     def __init__(self, model: ModelSizes, run: RunSizes) -> None:
         self._model, self._run, self._graph = model, run, Graph()
         self._positions = make_leaf("i32", run.num_tokens, is_input=True)
+        self._temperatures = make_leaf("f32", 1, 1, run.num_tokens, is_input=True)
         self._outputs = make_leaf("i32", run.num_outputs, is_input=True)
         self._full = self._make_cache_inputs(run.num_cells)
         self._windowed = self._full
@@ -50,18 +53,23 @@ class _Builder:
 
     def build(self) -> Graph:
         """Return the whole graph."""
-        model, graph = self._model, self._graph
+        model, graph, style = self._model, self._graph, self._model.style
         values = self._embed()
         for number in range(model.num_layers):
             is_last = number == model.num_layers - 1
-            keeps_outputs = is_last and model.architecture != "gpt-oss"
-            values = self._add_layer(values, number, keeps_outputs=keeps_outputs)
+            selects_late = model.architecture == "gpt-oss" or style.selects_late
+            values = self._add_layer(values, number, keeps_outputs=is_last and not selects_late)
         if model.architecture == "gpt-oss":
             values.is_output = True
             values = get_rows(values, self._outputs)
-        values = norm(values, "output_norm")
+        values = self._norm(values, "output_norm", None)
         values.is_output = True
-        logits = project(values, model.vocab, "output")
+        if style.selects_late:
+            values = get_rows(values, self._outputs)
+            values.is_output = True
+        logits = project(values, model.vocab, "output", has_bias=style.has_head_bias)
+        if style.scales_logits:
+            logits = apply("scale", logits)
         logits.is_output = True
         graph.expand(logits)
         return graph
@@ -84,23 +92,55 @@ class _Builder:
         table = make_weight("token_embd.weight", model.hidden, model.vocab)
         embedded = self._graph.expand(get_rows(table, tokens))
         self._graph.expand(given)
+        if model.style.scales_embedding:
+            embedded = self._graph.expand(apply("scale", embedded))
         return embedded
 
+    def _norm(self, values: Tensor, name: str, number: int | None) -> Tensor:
+        style = self._model.style
+        return norm(
+            values,
+            name,
+            layer=number,
+            subtracts_mean=style.has_layer_norms,
+            has_bias=style.has_norm_biases,
+        )
+
     def _add_layer(self, values: Tensor, number: int, *, keeps_outputs: bool) -> Tensor:
-        model, block = self._model, f"blk.{number}"
-        attended = self._attend(norm(values, f"{block}.attn_norm", layer=number), number)
+        model, style, block = self._model, self._model.style, f"blk.{number}"
+        logits = route(model, values, block) if style.routes_early else None
+        normed = self._norm(values, f"{block}.attn_norm", number)
+        attended = self._attend(normed, number)
+        if style.has_post_norms:
+            attended = self._norm(attended, f"{block}.post_attention_norm", number)
         if keeps_outputs:
             attended = get_rows(attended, self._outputs)
             values = get_rows(values, self._outputs)
+            logits = None if logits is None else get_rows(logits, self._outputs)
+        if style.is_parallel:
+            mixed = self._mix(normed, number, logits)
+            return apply("add", apply("add", mixed, values), attended)
+        if style.scales_residuals:
+            attended = apply("scale", attended)
         between = apply("add", attended, values)
-        normed = norm(between, f"{block}.ffn_norm", layer=number)
-        if number < model.num_dense:
-            mixed = dense_mlp(normed, model.dense_width, block)
-        else:
-            mixed = mix_experts(self._graph, model, normed, block)
-            if model.shared_width:
-                mixed = apply("add", mixed, self._run_shared(normed, block))
-        return apply("add", mixed, between)
+        mixed = self._mix(self._norm(between, f"{block}.ffn_norm", number), number, logits)
+        if style.has_post_norms:
+            mixed = self._norm(mixed, f"{block}.post_ffw_norm", number)
+        if style.scales_residuals:
+            mixed = apply("scale", mixed)
+        pair = (between, mixed) if model.architecture == "phimoe" else (mixed, between)
+        return apply("add", *pair)
+
+    def _mix(self, values: Tensor, number: int, logits: Tensor | None) -> Tensor:
+        """Return what a layer's experts, or its dense MLP, add."""
+        model, block = self._model, f"blk.{number}"
+        if model.is_dense(number):
+            return dense_mlp(values, model.dense_width, block)
+        mixed = mix_experts(self._graph, model, values, block, logits=logits)
+        if model.shared_width:
+            mixed = apply("add", mixed, self._run_shared(values, block))
+            mixed = apply("scale", mixed) if model.style.halves_shared else mixed
+        return mixed
 
     def _run_shared(self, values: Tensor, block: str) -> Tensor:
         width = self._model.shared_width
@@ -110,24 +150,53 @@ class _Builder:
         gate = apply("div", apply("unary", gate), gate)
         return apply("mul", dense_mlp(values, width, block, suffix="_shexp"), gate)
 
-    def _attend(self, values: Tensor, number: int) -> Tensor:
-        model = self._model
-        if model.latent is not None:
-            return self._attend_to_latents(values, model.latent, number)
+    def _project_heads(self, values: Tensor, number: int) -> list[Tensor]:
+        """Return queries, keys and values by head (`build_qkv`), those of rows normalised."""
+        model, style, num_tokens = self._model, self._model.style, self._run.num_tokens
         heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads)
+        if style.has_one_projection:
+            width = sum(heads) * model.head_dim
+            name = f"blk.{number}.attn_qkv"
+            product = project(values, width, name, has_bias=model.has_biases)
+            product = apply("clamp", product) if style.clamps_projections else product
+            strides = (model.head_dim * KIND_BYTES["f32"], product.strides[1])
+            shapes = [(model.head_dim, num_heads, num_tokens) for num_heads in heads]
+            return [view(product, shape, strides) for shape in shapes]
         parts = []
         for place, num_heads in enumerate(heads):
             name = f"blk.{number}.attn_{'qkv'[place]}"
             part = project(values, num_heads * model.head_dim, name, has_bias=model.has_biases)
-            query_norm = QueryNorm.NONE if place == len(heads) - 1 else model.query_norm
-            if query_norm is QueryNorm.ROWS:
+            part = apply("clamp", part) if style.clamps_projections else part
+            if model.query_norm is QueryNorm.ROWS and place < len(heads) - 1:
                 part = norm(part, f"{name}_norm", layer=number)
-            part = reshape(part, model.head_dim, num_heads, self._run.num_tokens)
-            if query_norm is QueryNorm.HEADS:
-                part = norm(part, f"{name}_norm", layer=number)
-            parts.append(part)
-        queries, keys, read = parts
-        queries, keys = (rotate_positions(each, self._positions) for each in (queries, keys))
+            parts.append(reshape(part, model.head_dim, num_heads, num_tokens))
+        return parts
+
+    def _norm_heads(self, queries: Tensor, keys: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        block = f"blk.{number}.attn"
+        return (
+            norm(queries, f"{block}_q_norm", layer=number),
+            norm(keys, f"{block}_k_norm", layer=number),
+        )
+
+    def _attend(self, values: Tensor, number: int) -> Tensor:
+        model, style = self._model, self._model.style
+        if model.latent is not None:
+            return self._attend_to_latents(values, model.latent, number)
+        queries, keys, read = self._project_heads(values, number)
+        has_norms = model.query_norm is QueryNorm.HEADS
+        if has_norms and not style.norms_after_rotation:
+            queries, keys = self._norm_heads(queries, keys, number)
+        if number not in style.unrotated:
+            queries, keys = (rotate_positions(each, self._positions) for each in (queries, keys))
+            if style.has_plain_norm:
+                queries, keys = (apply("rms_norm", each) for each in (queries, keys))
+        elif style.is_tempered:
+            queries = apply("mul", queries, self._temperatures)
+        if has_norms and style.norms_after_rotation:
+            queries, keys = self._norm_heads(queries, keys, number)
+        if style.scales_queries:
+            queries = apply("scale", queries)
         is_sliding = bool(model.sliding) and model.sliding[number]
         has_sinks = model.architecture == "gpt-oss"
         attended = attend(
@@ -141,9 +210,14 @@ class _Builder:
             sinks=make_weight(f"blk.{number}.attn_sinks.weight", model.num_heads)
             if has_sinks
             else None,
+            has_windows=model.window is not None,
         )
+        if style.gates_attention:
+            gate = project(values, attended.shape[0], f"blk.{number}.attn_gate")
+            attended = apply("mul", attended, apply("unary", gate))
         name = f"blk.{number}.attn_output"
-        return project(attended, model.hidden, name, has_bias=has_sinks)
+        has_bias = has_sinks or style.has_output_bias
+        return project(attended, model.hidden, name, has_bias=has_bias)
 
     def _attend_to_latents(self, values: Tensor, latent: LatentSizes, number: int) -> Tensor:
         """Return attention of deepseek2, whose keys are one latent for all heads."""

@@ -29,6 +29,59 @@ class LatentSizes:
 
 
 @dataclass(frozen=True)
+class LayerStyle:
+    """Parts of layers that only some architectures have.
+
+    Attributes:
+        has_layer_norms: Whether norms subtract the mean.
+        has_norm_biases: Whether norms have biases.
+        has_one_projection: Whether queries, keys and values come from one product.
+        clamps_projections: Whether they are limited.
+        norms_after_rotation: Whether queries and keys are normalised after their rotation.
+        has_plain_norm: Whether queries and keys that were rotated are normalised without weights.
+        scales_queries: Whether queries are multiplied by a number before attention.
+        unrotated: Layers whose queries and keys aren't rotated.
+        is_tempered: Whether queries of those layers are multiplied by a number of their position.
+        has_output_bias: Whether attention's last projection has a bias.
+        gates_attention: Whether what attention reads is multiplied by a gate before it.
+        has_post_norms: Whether what attention and experts add is normalised.
+        scales_embedding: Whether embeddings are multiplied by a number.
+        scales_residuals: Whether what attention and experts add is.
+        scales_logits: Whether logits are.
+        has_head_bias: Whether the head has a bias.
+        is_parallel: Whether attention and experts read the same numbers.
+        halves_shared: Whether the sum of routed and shared experts is halved.
+        selects_late: Whether tokens whose logits are computed are chosen after the last norm.
+        routes_early: Whether experts are chosen from the input of the layer.
+        weighs_inputs: Whether weights multiply the experts' inputs, not their outputs.
+        moe_step: How many layers there are for each one with experts.
+    """
+
+    has_layer_norms: bool = False
+    has_norm_biases: bool = False
+    has_one_projection: bool = False
+    clamps_projections: bool = False
+    norms_after_rotation: bool = False
+    has_plain_norm: bool = False
+    scales_queries: bool = False
+    unrotated: frozenset[int] = frozenset()
+    is_tempered: bool = False
+    has_output_bias: bool = False
+    gates_attention: bool = False
+    has_post_norms: bool = False
+    scales_embedding: bool = False
+    scales_residuals: bool = False
+    scales_logits: bool = False
+    has_head_bias: bool = False
+    is_parallel: bool = False
+    halves_shared: bool = False
+    selects_late: bool = False
+    routes_early: bool = False
+    weighs_inputs: bool = False
+    moe_step: int = 1
+
+
+@dataclass(frozen=True)
 class ModelSizes:
     """A model's sizes, as a GGUF file's header has them.
 
@@ -44,6 +97,7 @@ class ModelSizes:
         query_norm: The norms of queries and keys.
         has_biases: Whether the projections to queries, keys and values have biases.
         has_score_bias: Whether scores are sigmoids, with a bias that only chooses experts.
+        style: Parts of layers that only some architectures have.
     """
 
     architecture: str
@@ -69,6 +123,11 @@ class ModelSizes:
     query_norm: QueryNorm = QueryNorm.NONE
     has_biases: bool = False
     has_score_bias: bool = False
+    style: LayerStyle = LayerStyle()
+
+    def is_dense(self, number: int) -> bool:
+        """Return whether a layer has no experts."""
+        return number < self.num_dense or (number + 1) % self.style.moe_step != 0
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moetool.checkpoint.gguf.files import GgufModel
 from moetool.checkpoint.gguf.types import PLAIN_TYPES, TYPES_BY_NAME
 from moetool.memory.serving.ggml.allocation.allocator import list_reserved_bytes
-from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST, Devices, schedule
+from moetool.memory.serving.ggml.allocation.cuda import Capability
+from moetool.memory.serving.ggml.allocation.scheduler import HOST, Devices, schedule
 from moetool.memory.serving.ggml.compute_buffer import (
     CPU_ALIGNMENT,
     CUDA_ALIGNMENT,
+    RECENT,
     count_compute_bytes,
+    has_cuda_attention,
     list_runs,
 )
 from moetool.memory.serving.ggml.models import build_graph
@@ -25,6 +28,7 @@ from moetool.memory.serving.gguf.placement import (
     count_mapped_bytes,
     count_repacked_bytes,
     index_devices,
+    pad_rows,
     place_layer,
     place_tensors,
 )
@@ -45,6 +49,7 @@ class GgufRun:
         type_k: `--cache-type-k`.
         type_v: `--cache-type-v`.
         has_gpu: Whether there is a GPU at all.
+        has_flash_attention: `--flash-attn`.
     """
 
     rule: LayerRule
@@ -54,6 +59,7 @@ class GgufRun:
     type_k: str = "f16"
     type_v: str = "f16"
     has_gpu: bool = True
+    has_flash_attention: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,15 +71,31 @@ class DeviceRules:
         pads_rows: Whether rows of quantized weights are padded.
         takes_products: Whether it takes over products with weights of the host.
         has_pinned_memory: Whether the host keeps weights for it as they are, not repacked.
+        capability: The compute capability of a GPU with CUDA; None for another device.
     """
 
     alignment: int
     pads_rows: bool
     takes_products: bool
     has_pinned_memory: bool
+    capability: Capability | None = None
 
 
-CUDA = DeviceRules(CUDA_ALIGNMENT, pads_rows=True, takes_products=True, has_pinned_memory=True)
+CUDA = DeviceRules(
+    CUDA_ALIGNMENT, pads_rows=True, takes_products=True, has_pinned_memory=True, capability=RECENT
+)
+
+
+def choose_rules(compute_capability: str | None) -> DeviceRules:
+    """Return the rules of a GPU with CUDA.
+
+    Args:
+        compute_capability: As `major.minor`; None for that of recent GPUs.
+    """
+    if compute_capability is None:
+        return CUDA
+    major, _, minor = compute_capability.partition(".")
+    return replace(CUDA, capability=(int(major), int(minor)))
 
 
 @dataclass(frozen=True)
@@ -105,25 +127,42 @@ class Buffers:
 def list_buffers(
     model: GgufModel, run: GgufRun, rules: DeviceRules = CUDA
 ) -> tuple[Buffers, Buffers]:
-    """Return the buffers on the GPU and on the host.
+    """Return the buffers on one GPU and on the host.
 
     Args:
         model: The file's headers.
         run: The flags.
         rules: Of the GPU.
     """
+    on_gpu, on_host = list_all_buffers(model, run, rules)
+    return on_gpu, on_host
+
+
+def list_all_buffers(model: GgufModel, run: GgufRun, rules: DeviceRules = CUDA) -> list[Buffers]:
+    """Return the buffers on each GPU, of which there are as many as shares, and on the host.
+
+    Args:
+        model: The file's headers.
+        run: The flags.
+        rules: Of the GPUs.
+    """
     repacks = not (run.has_gpu and rules.has_pinned_memory)
     placed = place_tensors(model, run.rule, repacks=repacks)
-    caches = _list_cache_bytes(model, run)
+    caches = _list_cache_bytes(model, run, rules)
     computes = _list_compute_bytes(model, run, rules, placed)
     vocab = next((t.shape[0] for t in model.tensors if t.name == "token_embd.weight"), 0)
-    on_gpu = Buffers(
-        weights=count_gpu_bytes(placed, alignment=rules.alignment, pads_rows=rules.pads_rows),
-        repacked=0,
-        cache=caches[GPU],
-        compute=computes[GPU],
-        output=0,
-    )
+    on_gpus = [
+        Buffers(
+            weights=count_gpu_bytes(
+                placed, alignment=rules.alignment, pads_rows=rules.pads_rows, gpu=number
+            ),
+            repacked=0,
+            cache=caches[number],
+            compute=computes[number],
+            output=0,
+        )
+        for number in range(len(run.rule.shares))
+    ]
     on_host = Buffers(
         weights=count_mapped_bytes(model, placed),
         repacked=count_repacked_bytes(placed, alignment=CPU_ALIGNMENT),
@@ -131,24 +170,29 @@ def list_buffers(
         compute=computes[HOST],
         output=vocab * run.num_sequences * _FLOAT_BYTES,
     )
-    return on_gpu, on_host
+    return [*on_gpus, on_host]
 
 
-def _list_cache_bytes(model: GgufModel, run: GgufRun) -> Sequence[int | None]:
+def _list_cache_bytes(model: GgufModel, run: GgufRun, rules: DeviceRules) -> Sequence[int | None]:
     """Return the bytes of the cache on each device."""
     layers, sizes = list_caches(model), read_model_sizes(model)
     if layers is None:
-        return [None, None]
+        return [None] * (len(run.rule.shares) + 1)
     cells = pad_cells(pad_cells(run.context) // run.num_sequences)
     window = sizes.window if sizes is not None else None
     in_window = count_window_cells(cells, window=window or 0, ubatch=run.ubatch)
     num_layers = model.read_count("block_count") or 0
-    totals = [0, 0]
+    totals = [0] * (len(run.rule.shares) + 1)
     for number, layer in enumerate(layers):
         kept = (in_window if layer.is_sliding else cells) * run.num_sequences
         place = place_layer(number, run.rule, num_layers=num_layers)
+        is_padded = place != HOST and rules.pads_rows
         for width, kind in ((layer.keys, run.type_k), (layer.values, run.type_v)):
-            totals[place] += TYPES_BY_NAME[kind].count_bytes(width) * kept
+            size = TYPES_BY_NAME[kind].count_bytes(width) * kept
+            if is_padded and width:
+                size = pad_rows(size, TYPES_BY_NAME[kind], row=width)
+            alignment = CPU_ALIGNMENT if place == HOST else rules.alignment
+            totals[place] += -(-size // alignment) * alignment
     return totals
 
 
@@ -156,9 +200,9 @@ def _list_compute_bytes(
     model: GgufModel, run: GgufRun, rules: DeviceRules, placed: Sequence[PlacedTensor]
 ) -> Sequence[int | None]:
     """Return the bytes of the compute buffer on each device."""
-    sizes = read_model_sizes(model)
+    sizes, num_gpus = read_model_sizes(model), len(run.rule.shares)
     if sizes is None:
-        return [None, None]
+        return [None] * (num_gpus + 1)
     has_quantized_cache = run.type_k not in PLAIN_TYPES
     has_quantized_values = run.type_v not in PLAIN_TYPES
     if not run.has_gpu:
@@ -167,24 +211,24 @@ def _list_compute_bytes(
             context=run.context,
             ubatch=run.ubatch,
             num_sequences=run.num_sequences,
-            has_flash_attention=True,
+            has_flash_attention=run.has_flash_attention,
             has_quantized_cache=has_quantized_cache,
             has_quantized_values=has_quantized_values,
         )
-        return [0, alone]
+        return [0] * num_gpus + [alone]
     devices = _find_devices(model, run, rules, placed)
-    most = [0, 0]
+    most = [0] * (num_gpus + 1)
     for each in list_runs(
         sizes,
         context=run.context,
         ubatch=run.ubatch,
         num_sequences=run.num_sequences,
-        has_flash_attention=True,
+        has_flash_attention=run.has_flash_attention,
         has_quantized_cache=has_quantized_cache,
         has_quantized_values=has_quantized_values,
     ):
         scheduled = schedule(build_graph(sizes, each), devices, num_tokens=each.num_tokens)
-        found = list_reserved_bytes(scheduled, [rules.alignment, CPU_ALIGNMENT])
+        found = list_reserved_bytes(scheduled, [rules.alignment] * num_gpus + [CPU_ALIGNMENT])
         most = [max(pair) for pair in zip(most, found, strict=True)]
     return most
 
@@ -215,4 +259,17 @@ def _find_devices(
         },
         cache_types={"k": TYPES_BY_NAME[run.type_k], "v": TYPES_BY_NAME[run.type_v]},
         repacked=frozenset(each.name for each in placed if each.is_repacked),
+        capability=rules.capability,
+        is_pipeline=run.rule.num_gpu_layers > num_layers
+        and len(run.rule.shares) > 1
+        and not run.rule.moves,
+        has_attention=rules.capability is None or has_gpu_attention(model, run) is not False,
     )
+
+
+def has_gpu_attention(model: GgufModel, run: GgufRun) -> bool | None:
+    """Return whether CUDA has a kernel of flash attention for a model; None if it isn't known here."""
+    sizes = read_model_sizes(model)
+    if sizes is None:
+        return None
+    return has_cuda_attention(sizes, type_k=run.type_k, type_v=run.type_v)

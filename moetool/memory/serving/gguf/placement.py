@@ -12,11 +12,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from moetool.checkpoint.gguf.files import GgufModel
 from moetool.checkpoint.gguf.header import GgufTensor
-from moetool.checkpoint.gguf.types import PLAIN_TYPES
+from moetool.checkpoint.gguf.types import PLAIN_TYPES, TensorType
 from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST
-from moetool.memory.serving.gguf.sizes import count_layers
+from moetool.memory.serving.gguf.styles import count_layers
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
@@ -51,10 +53,12 @@ class LayerRule:
     Attributes:
         num_gpu_layers: `--n-gpu-layers`; 0 without a GPU.
         moves: Patterns of names with the device of tensors that match; the first that does counts.
+        shares: `--tensor-split`: what each GPU has of the layers, in any unit.
     """
 
     num_gpu_layers: int
     moves: tuple[tuple[str, int], ...] = ()
+    shares: tuple[float, ...] = (1.0,)
 
 
 def make_moves(num_cpu_moe: int) -> tuple[tuple[str, int], ...]:
@@ -66,8 +70,16 @@ def make_moves(num_cpu_moe: int) -> tuple[tuple[str, int], ...]:
 
 
 def place_layer(number: int, rule: LayerRule, *, num_layers: int) -> int:
-    """Return the device of a layer and its cache; the head is the layer after the last one."""
-    return GPU if number >= num_layers + 1 - rule.num_gpu_layers else HOST
+    """Return the device of a layer and its cache; the head is the layer after the last one.
+
+    Shares are added up, and compared, as numbers of 32 bits, as llama.cpp does.
+    """
+    first = max(num_layers + 1 - rule.num_gpu_layers, 0)
+    if number < first:
+        return HOST
+    reached = np.cumsum(np.array(rule.shares, np.float32))
+    part = np.float32(number - first) / np.float32(min(rule.num_gpu_layers, num_layers + 1))
+    return int(np.searchsorted(reached / reached[-1], part, side="right"))
 
 
 def place_tensors(model: GgufModel, rule: LayerRule, *, repacks: bool) -> list[PlacedTensor]:
@@ -100,17 +112,20 @@ def place_tensors(model: GgufModel, rule: LayerRule, *, repacks: bool) -> list[P
     return placed
 
 
-def count_gpu_bytes(placed: Iterable[PlacedTensor], *, alignment: int, pads_rows: bool) -> int:
-    """Return the bytes of the GPU's model buffer.
+def count_gpu_bytes(
+    placed: Iterable[PlacedTensor], *, alignment: int, pads_rows: bool, gpu: int = GPU
+) -> int:
+    """Return the bytes of a GPU's model buffer.
 
     Args:
         placed: All tensors.
         alignment: Of the device.
         pads_rows: Whether rows of quantized numbers are padded, as with CUDA.
+        gpu: The GPU's number.
     """
     total = 0
     for each in placed:
-        if each.device == GPU:
+        if each.device == gpu:
             size = count_device_bytes(each.tensor, pads_rows=pads_rows)
             total += -(-size // alignment) * alignment
     return total
@@ -119,9 +134,14 @@ def count_gpu_bytes(placed: Iterable[PlacedTensor], *, alignment: int, pads_rows
 def count_device_bytes(tensor: GgufTensor, *, pads_rows: bool) -> int:
     """Return the bytes that a tensor takes on a GPU, without alignment."""
     row = tensor.shape[-1] if tensor.shape else 1
-    if not pads_rows or tensor.type.name in PLAIN_TYPES or row % _CUDA_ROW == 0:
-        return tensor.num_bytes
-    return tensor.num_bytes + tensor.type.count_bytes(_CUDA_ROW - row % _CUDA_ROW)
+    return pad_rows(tensor.num_bytes, tensor.type, row=row) if pads_rows else tensor.num_bytes
+
+
+def pad_rows(num_bytes: int, kind: TensorType, *, row: int) -> int:
+    """Return the bytes of a tensor on a CUDA GPU, where its last row is padded if it is quantized."""
+    if kind.name in PLAIN_TYPES or row % _CUDA_ROW == 0:
+        return num_bytes
+    return num_bytes + kind.count_bytes(_CUDA_ROW - row % _CUDA_ROW)
 
 
 def count_mapped_bytes(model: GgufModel, placed: Iterable[PlacedTensor]) -> int:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from moetool.anatomy.gguf.table import count_mtp_layers
 from moetool.checkpoint.gguf.files import GgufModel
-from moetool.checkpoint.gguf.header import GgufTensor
-from moetool.memory.serving.ggml.sizes import LatentSizes, ModelSizes, QueryNorm
+from moetool.memory.serving.ggml.sizes import LatentSizes, LayerStyle, ModelSizes, QueryNorm
+from moetool.memory.serving.gguf.styles import (
+    Reader,
+    Tensors,
+    count_layers,
+    fix,
+    read_afmoe,
+    read_cohere,
+    read_dbrx,
+    read_ernie,
+    read_exaone,
+    read_glm4,
+    read_gpt_oss,
+    read_granite,
+    read_hunyuan3,
+    read_llama4,
+    read_mellum,
+    read_routing,
+    read_smallthinker,
+)
 
-# Architectures, besides those whose graph is known, whose layers keep keys and values of all tokens.
-# All but the first two, which are dense, were compared with llama.cpp.
+# Architectures whose layers keep keys and values of all tokens, also where their graph isn't known.
 _PLAIN_CACHES = ("qwen2", "qwen3", "llama", "dbrx", "granitemoe", "hy_v3")
+# Tensors that scale others, as those of NVFP4 have.
+_SCALES = ("scale", "scale.weight")
 
 
 @dataclass(frozen=True)
@@ -29,12 +46,6 @@ class LayerCache:
     keys: int
     values: int
     is_sliding: bool
-
-
-def count_layers(model: GgufModel) -> int | None:
-    """Return how many layers run for each token."""
-    stated = model.read_count("block_count")
-    return None if stated is None else stated - count_mtp_layers(model)
 
 
 def list_caches(model: GgufModel) -> list[LayerCache] | None:
@@ -79,7 +90,17 @@ def read_model_sizes(model: GgufModel) -> ModelSizes | None:
     has_one_width = head_dim is not None and head_dim == _read_head_dim(model, "value")
     if own is None or not (has_one_width or "latent" in own):
         return None
-    dense = tensors.get("blk.0.ffn_up.weight")
+    has_one = "blk.0.attn_qkv.weight" in tensors
+    style = replace(
+        own.get("style", LayerStyle()),
+        has_one_projection=has_one,
+        has_output_bias="blk.0.attn_output.bias" in tensors,
+        has_norm_biases="blk.0.attn_norm.bias" in tensors,
+        has_head_bias="output.bias" in tensors,
+    )
+    if any(name.endswith(_SCALES) for name in tensors):
+        return None
+    dense = next((t for name, t in tensors.items() if ".ffn_up.weight" in name), None)
     shared = next((t for name, t in tensors.items() if ".ffn_up_shexp.weight" in name), None)
     return ModelSizes(
         architecture=model.architecture,
@@ -93,21 +114,19 @@ def read_model_sizes(model: GgufModel) -> ModelSizes | None:
         num_chosen=num_chosen,
         width=up.shape[1],
         shared_width=0 if shared is None else shared.shape[0],
-        num_dense=_count_dense(tensors, num_layers),
+        num_dense=_count_dense(tensors, num_layers, step=style.moe_step),
         dense_width=0 if dense is None else dense.shape[0],
-        has_biases="blk.0.attn_q.bias" in tensors,
-        **own,
+        has_biases=f"blk.0.attn_{'qkv' if has_one else 'q'}.bias" in tensors,
+        **{**own, "style": style},
     )
 
 
-_Tensors = dict[str, GgufTensor]
-
-
-def _count_dense(tensors: _Tensors, num_layers: int) -> int:
-    """Return the layers before the first one with experts."""
-    return next(
+def _count_dense(tensors: Tensors, num_layers: int, *, step: int) -> int:
+    """Return the layers before the first one with experts, a period of dense ones less."""
+    first = next(
         (n for n in range(num_layers) if f"blk.{n}.ffn_up_exps.weight" in tensors), num_layers
     )
+    return max(first - step + 1, 0)
 
 
 def _read_head_dim(model: GgufModel, kind: str) -> int | None:
@@ -127,33 +146,7 @@ def _read_per_layer(model: GgufModel, key: str) -> list[int] | None:
     return value if is_list else None
 
 
-def _fix(**sizes: Any) -> Callable[[GgufModel, _Tensors], dict[str, Any] | None]:
-    """Return a reader of sizes that a file doesn't change."""
-    return lambda _model, _tensors: sizes
-
-
-def _read_gpt_oss(model: GgufModel, _tensors: _Tensors) -> dict[str, Any] | None:
-    window, num_layers = model.read_count("attention.sliding_window"), count_layers(model)
-    if not window or not num_layers:
-        return None
-    # Every second layer, from the first on (`set_swa_pattern(2)` in src/models/openai-moe.cpp).
-    return {"window": window, "sliding": tuple(n % 2 == 0 for n in range(num_layers))}
-
-
-def _read_routing(model: GgufModel, tensors: _Tensors) -> dict[str, Any]:
-    """Return what decides the routing of DeepSeek-V2 and of those that followed it."""
-    scale = model.read("expert_weights_scale")
-    return {
-        "num_groups": model.read_count("expert_group_count") or 1,
-        "num_chosen_groups": model.read_count("expert_group_used_count") or 1,
-        "norms_weights": bool(model.read("expert_weights_norm")),
-        "scales_weights": (scale or 0.0) not in (0.0, 1.0),
-        # Sigmoids take the same memory as shares do.
-        "has_score_bias": any(".exp_probs_b" in name for name in tensors),
-    }
-
-
-def _read_deepseek(model: GgufModel, tensors: _Tensors) -> dict[str, Any] | None:
+def _read_deepseek(model: GgufModel, tensors: Tensors) -> dict[str, Any] | None:
     names = ("kv_lora_rank", "key_length_mla", "value_length_mla")
     keys, whole, values = (model.read_count(f"attention.{name}") for name in names)
     rotary = model.read_count("rope.dimension_count")
@@ -168,23 +161,36 @@ def _read_deepseek(model: GgufModel, tensors: _Tensors) -> dict[str, Any] | None
         rotary=rotary,
         values=values,
     )
-    return {**_read_routing(model, tensors), "latent": latent}
+    return {**read_routing(model, tensors), "latent": latent}
 
 
-def _read_glm4(model: GgufModel, tensors: _Tensors) -> dict[str, Any] | None:
-    has_norms = "blk.0.attn_q_norm.weight" in tensors
-    routing = _read_routing(model, tensors)
-    return {**routing, "query_norm": QueryNorm.HEADS if has_norms else QueryNorm.NONE}
-
-
-_SPECIAL: dict[str, Callable[[GgufModel, _Tensors], dict[str, Any] | None]] = {
-    "llama": _fix(norms_weights=True),
-    "olmoe": _fix(query_norm=QueryNorm.ROWS),
-    "qwen2moe": _fix(),
-    "qwen3moe": _fix(norms_weights=True, query_norm=QueryNorm.HEADS),
+_SPECIAL: dict[str, Reader] = {
+    "afmoe": read_afmoe,
+    "bailingmoe": read_routing,
+    "bailingmoe2": read_glm4,
+    "cohere2moe": read_cohere,
+    "dbrx": read_dbrx,
+    "deepseek": fix(),
     "deepseek2": _read_deepseek,
-    "dots1": _read_glm4,
-    "glm4moe": _read_glm4,
-    "minimax-m2": _fix(norms_weights=True, query_norm=QueryNorm.ROWS, has_score_bias=True),
-    "gpt-oss": _read_gpt_oss,
+    "dots1": read_glm4,
+    "ernie4_5-moe": read_ernie,
+    "exaone-moe": read_exaone,
+    "glm4moe": read_glm4,
+    "gpt-oss": read_gpt_oss,
+    "granitemoe": read_granite,
+    "hunyuan-moe": fix(
+        norms_weights=True,
+        query_norm=QueryNorm.HEADS,
+        style=LayerStyle(norms_after_rotation=True),
+    ),
+    "hy_v3": read_hunyuan3,
+    "llama": fix(norms_weights=True),
+    "llama4": read_llama4,
+    "mellum": read_mellum,
+    "minimax-m2": fix(norms_weights=True, query_norm=QueryNorm.ROWS, has_score_bias=True),
+    "olmoe": fix(query_norm=QueryNorm.ROWS),
+    "phimoe": fix(norms_weights=True, style=LayerStyle(scales_queries=True)),
+    "qwen2moe": fix(),
+    "qwen3moe": fix(norms_weights=True, query_norm=QueryNorm.HEADS),
+    "smallthinker": read_smallthinker,
 }

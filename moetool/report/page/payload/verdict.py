@@ -72,12 +72,18 @@ def _list_tiles(contents: PageContents, layers: Sequence[LayerFacts]) -> Iterato
             yield {"label": label, "value": f"{number:,}"}
     if layers:
         top_k = sorted({layer.top_k for layer in layers})
+        described = contents.metadata.layers if contents.metadata is not None else ()
+        by_experts = any(layer.is_chosen_by_experts for layer in described)
         sizes = sorted({layer.num_experts for layer in layers})
         yield {"label": "routed layers", "value": f"{len(layers):,}"}
         yield {
             "label": "experts per layer",
             "value": " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))),
-            "note": f"top-{'/'.join(str(k) for k in top_k)}" if all(top_k) else "",
+            "note": "experts choose tokens"
+            if by_experts
+            else f"top-{'/'.join(str(k) for k in top_k)}"
+            if all(top_k)
+            else "",
         }
     balance = contents.balance.verdict if contents.balance is not None else None
     if balance is not None:

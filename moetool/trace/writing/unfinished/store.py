@@ -175,9 +175,9 @@ class PieceStore:
             metadata = parse_metadata(text, source=str(path))
             function = function or metadata.score_function
             for layer in metadata.layers:
-                known = largest.setdefault((layer.stack, layer.layer), layer)
-                if layer.top_k > known.top_k:
-                    largest[layer.stack, layer.layer] = layer
+                place = (layer.stack, layer.layer)
+                known = largest.setdefault(place, layer)
+                largest[place] = known.join(layer)
         return TraceMetadata(layers=tuple(largest.values()), score_function=function)
 
     def list_whole(self) -> list[PartInfo]:

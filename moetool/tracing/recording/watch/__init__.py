@@ -7,7 +7,7 @@ from collections.abc import Callable
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.tracing.recording.watch.decision import Decision, Report, Watch
-from moetool.tracing.recording.watch.operations.watch import OperationsWatch
+from moetool.tracing.recording.watch.passed.watch import HiddenOperationsWatch
 from moetool.tracing.recording.watch.received import ReceivedWatch
 from moetool.tracing.recording.watch.retrieval import RetrievalWatch
 from moetool.tracing.recording.watch.separate.watch import SeparateExpertsWatch
@@ -21,7 +21,7 @@ _WATCH_OF_RULE: dict[RoutingRule, Callable[..., Watch]] = {
     RoutingRule.SPARSE_SCORES: SparseScoresWatch,
     RoutingRule.SORTED_ROWS: SortedRowsWatch,
     RoutingRule.SEPARATE_EXPERTS: SeparateExpertsWatch,
-    RoutingRule.OPERATIONS: OperationsWatch,
+    RoutingRule.OPERATIONS: HiddenOperationsWatch,
     RoutingRule.ROUTER_CHOICE: SparseScoresWatch,
     RoutingRule.RETRIEVAL: RetrievalWatch,
 }

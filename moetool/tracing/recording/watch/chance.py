@@ -1,7 +1,8 @@
 """Random numbers that experts draw while they train, as dropout does.
 
 Numbers that a router draws, such as jitter, go into a decision that the experts receive and carry
-out, and that is recorded. Numbers that experts draw come later: their outputs then confirm nothing.
+out, and that is recorded. Numbers that experts draw come later: their outputs then confirm nothing,
+where these are what confirms a decision.
 """
 
 from __future__ import annotations
@@ -29,11 +30,20 @@ class ChanceWatch:
     Args:
         model: The recorded model.
         layers: The routed layers to watch.
+        runs_again: Whether experts run again for their saliency.
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[MoeLayer]) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Iterable[MoeLayer], *, runs_again: bool = False
+    ) -> None:
+        # Blocks of other rules run again with the same random numbers, without their experts or with
+        # what these drew.
+        proven = () if runs_again else (RoutingRule.OPERATIONS, RoutingRule.SEPARATE_EXPERTS)
         self._modules = [
-            (path, module) for layer in layers for path, module in _list_experts(model, layer)
+            (path, module)
+            for layer in layers
+            if layer.rule not in proven
+            for path, module in _list_experts(model, layer)
         ]
         self._hooks = Hooks()
         self._before: dict[str, list[torch.Tensor]] = {}
@@ -73,9 +83,6 @@ class ChanceWatch:
 
 def _list_experts(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules that run a layer's experts: one for all, or those of a list."""
-    if layer.rule is RoutingRule.OPERATIONS:
-        # Its block runs again with the same random numbers.
-        return
     if layer.members:
         for path in (
             join_path(layer.block_path, path) for paths in layer.members for path in paths

@@ -20,6 +20,9 @@ class SparseScoresWatch:
 
     In Llama 4 all experts run on all tokens, with each token's hidden state multiplied by its score.
     An expert that was not chosen thus receives zeros, which is checked on what the experts receive.
+
+    Attributes:
+        weighs_input: Whether the weights multiply what experts receive.
     """
 
     def __init__(self, layer: MoeLayer, *, keep_scores: bool) -> None:
@@ -29,6 +32,7 @@ class SparseScoresWatch:
         self.router_path: str | None = None
         self._layer = layer
         self._keep_scores = keep_scores
+        self.weighs_input = layer.rule is RoutingRule.SPARSE_SCORES
         self._output: tuple[torch.Tensor, ...] | None = None
 
     def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.memory.serving.ggml.allocation.allocator import Memory, count_reserved_bytes
+from moetool.memory.serving.ggml.allocation.allocator import (
+    Memory,
+    count_reserved_bytes,
+    list_reserved_bytes,
+)
+from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST, Devices, schedule
 from moetool.memory.serving.ggml.graph import Graph
-from moetool.memory.serving.ggml.placement import take_gpu_part
 from moetool.memory.serving.ggml.tensors import (
     Tensor,
     apply,
     compute,
     get_rows,
     make_leaf,
+    make_weight,
     multiply,
     permute,
     reshape,
@@ -71,11 +76,17 @@ def test_sizes_are_multiples_of_the_alignment() -> None:
 def test_a_gpu_has_copies_of_inputs_and_not_the_embedding() -> None:
     tokens, positions = (make_leaf("i32", 4, is_input=True) for _ in range(2))
     graph = Graph()
-    embedded = graph.expand(get_rows(make_leaf("f32", WIDTH, 100), tokens))
-    graph.expand(apply("rope", embedded, positions))
-    part = take_gpu_part(graph)
-    assert [leaf.shape for leaf in part.leafs] == [embedded.shape, positions.shape]
-    assert count_reserved_bytes(part, alignment=128) == 4 * ROW_BYTES + 128
+    embedded = graph.expand(get_rows(make_weight("token_embd.weight", WIDTH, 100), tokens))
+    product = multiply(make_weight("blk.0.attn_q.weight", WIDTH, WIDTH), embedded)
+    graph.expand(apply("rope", product, positions))
+    devices = Devices(
+        place_weight=lambda name: HOST if name.startswith("token") else GPU,
+        place_layer=lambda _: GPU,
+        has_all_layers=True,
+        takes_products=False,
+    )
+    on_gpu, _ = list_reserved_bytes(schedule(graph, devices, num_tokens=4), (128, 32))
+    assert on_gpu == 2 * 4 * ROW_BYTES + 128
 
 
 def test_shapes_and_strides_are_those_of_ggml() -> None:

@@ -11,7 +11,8 @@ from moetool.catalogue.gpus import find_gpu
 from moetool.checkpoint.gguf.files import GgufModel, open_gguf
 from moetool.errors import UsageError
 from moetool.memory.serving.ggml.allocation.scheduler import GPU, HOST
-from moetool.memory.serving.gguf.estimate import ALL_LAYERS, GgufQuestion, estimate_gguf
+from moetool.memory.serving.gguf.estimate import ALL_LAYERS, estimate_gguf
+from moetool.memory.serving.gguf.question import GgufQuestion
 from tests.anatomy.gguf.converted import lay_down, read_converted
 from tests.checkpoint.gguf.writer import count_bytes, moe_metadata, moe_tensors, write_gguf
 from tests.command import RunMoetool
@@ -97,7 +98,7 @@ def test_a_token_reads_its_experts_and_the_cache(model: GgufModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "cache"), [("granitemoe", 2 * 2 * 128 * 2 * 2048), ("newmoe", None)]
+    ("architecture", "cache"), [("qwen3", 2 * 2 * 128 * 2 * 2048), ("newmoe", None)]
 )
 def test_what_is_not_known_is_unknown(tmp_path: Path, architecture: str, cache: int | None) -> None:
     metadata = moe_metadata() | {"general.architecture": architecture}
@@ -113,6 +114,54 @@ def test_what_is_not_known_is_unknown(tmp_path: Path, architecture: str, cache: 
     assert any(architecture in note for note in found.notes)
 
 
+def test_flash_attention_is_off_where_cuda_has_no_kernel(model: GgufModel, tmp_path: Path) -> None:
+    odd = moe_metadata(attention__key_length=32, attention__value_length=32)
+    narrow = open_gguf(write_gguf(tmp_path / "narrow.gguf", odd, moe_tensors()))
+
+    chosen = estimate_gguf("narrow", narrow, ask())
+    assert not chosen.has_flash_attention
+    assert any("CUDA has no kernel" in note for note in chosen.notes)
+    assert "-fa" not in chosen.flags
+    forced = estimate_gguf("narrow", narrow, ask(flash_attention=True))
+    assert any("runs on the host" in note for note in forced.notes)
+    assert "-fa on" in forced.flags
+    assert forced.on_host.compute != chosen.on_host.compute
+    assert estimate_gguf("narrow", narrow, ask(gpu=None)).has_flash_attention
+
+    off = estimate_gguf("tiny", model, ask(flash_attention=False))
+    assert "-fa off" in off.flags
+    assert off.on_gpu is not None
+    assert off.on_gpu != estimate_gguf("tiny", model, ask()).on_gpu
+    with pytest.raises(UsageError, match="caches values in q8_0 with flash attention only"):
+        estimate_gguf("tiny", model, ask(flash_attention=False, type_v="q8_0"))
+
+
+def test_several_gpus_share_the_layers(model: GgufModel) -> None:
+    one, two = estimate_gguf("tiny", model, ask()), estimate_gguf("tiny", model, ask(num_gpus=2))
+    assert len(two.on_gpus) == two.num_gpus == 2
+    assert two.on_gpu in two.on_gpus
+    assert one.on_gpu is not None
+    assert sum(each.weights for each in two.on_gpus) == one.on_gpu.weights
+    assert sum(each.cache or 0 for each in two.on_gpus) == one.on_gpu.cache
+    assert two.gpu_bytes == max(each.total or 0 for each in two.on_gpus)
+    assert any("divided evenly" in note for note in two.notes)
+    assert two.gpu_read_bytes == one.gpu_read_bytes
+
+    # Of 13 parts, the head counted as one, the first GPU has the first ten.
+    split = estimate_gguf("tiny", model, ask(num_gpus=2, shares=(3.0, 1.0)))
+    assert "-ts 3,1" in split.flags
+    caches = [each.cache or 0 for each in split.on_gpus]
+    assert caches[0] == 5 * caches[1]
+    moved = estimate_gguf("tiny", model, ask(num_gpus=2, moves=(("_exps", 1),)))
+    assert "-ot '_exps=CUDA1'" in moved.flags
+    assert moved.on_gpus[1].weights > moved.on_gpus[0].weights
+
+
+def test_gpus_of_other_vendors_are_not_confirmed(model: GgufModel) -> None:
+    notes = estimate_gguf("tiny", model, ask(gpu=find_gpu("mi300x"))).notes
+    assert any("not confirmed for GPUs of AMD" in note for note in notes)
+
+
 def test_every_format_shows_it(path: Path, run_moetool: RunMoetool) -> None:
     arguments = ("memory-estimate", path, "--gpu", "8MiB", "--ctx-size", "1024")
     page = run_moetool(*arguments).stdout
@@ -122,9 +171,9 @@ def test_every_format_shows_it(path: Path, run_moetool: RunMoetool) -> None:
     assert value["gpu_bytes"] == sum(value["on_gpu"].values())
     assert value["context"] == 1024
     head, row = run_moetool(*arguments, "--format", "csv").stdout.splitlines()
-    assert dict(zip(head.split(","), row.split(","), strict=True))["gpu_bytes"] == str(
-        value["gpu_bytes"]
-    )
+    columns = dict(zip(head.split(","), row.split(","), strict=True))
+    assert columns["gpu_bytes"] == str(value["gpu_bytes"])
+    assert next(iter(columns)) == "model"
 
 
 @pytest.mark.parametrize(
@@ -137,6 +186,11 @@ def test_every_format_shows_it(path: Path, run_moetool: RunMoetool) -> None:
         (("--n-cpu-moe", "3"), "no GPU is named"),
         (("--gpu", "24GiB", "--override-tensor", "exps=TPU"), "not a pattern and a device"),
         (("--gpu", "24GiB", "--override-tensor", "(=CPU"), "not a pattern and a device"),
+        (("--gpu", "2x9GiB", "--override-tensor", "a=CUDA2"), "not a pattern and a device"),
+        (("--gpu", "2x9GiB", "--tensor-split", "3"), "'3' is not a part for each of 2 GPUs."),
+        (("--gpu", "9GiB", "--tensor-split", "3,x"), "'3,x' is not a part for each of 1 GPU."),
+        (("--gpu", "17x9GiB"), "llama.cpp uses 16 GPUs at most, and 17 are named."),
+        (("--flash-attn", "maybe"), "'maybe' is not a mode of flash attention."),
     ],
 )
 def test_options_without_meaning_are_refused(

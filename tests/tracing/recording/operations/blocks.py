@@ -135,6 +135,49 @@ class StraightThrough(DispatchAndCombine):
         return (combine > 0).to(combine) + combine - combine.detach()
 
 
+class OwnCode(torch.autograd.Function):
+    """Takes rows out of some places and puts them into others by code that torch does not see."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: torch.Tensor, weights: torch.Tensor, places: torch.Tensor, size: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(rows, weights, places)
+        output = torch.zeros(size, rows.shape[1], dtype=rows.dtype)
+        numbers, taken = output.numpy(), rows.detach().numpy()
+        for place, token, weight in zip(*places.tolist(), weights.tolist(), strict=True):
+            numbers[place] += weight * taken[token]
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        rows, weights, (places, tokens) = ctx.saved_tensors
+        of_weights = (gradient[places] * rows[tokens]).sum(dim=1)
+        of_rows = torch.zeros_like(rows)
+        return (
+            of_rows.index_add(0, tokens, weights[:, None] * gradient[places]),
+            of_weights,
+            None,
+            None,
+        )
+
+
+class DispatchesByOwnCode(DispatchAndCombine):
+    """Tutel: its kernels bring rows to their slots and back."""
+
+    def run(self, rows: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        combine = self.combine(weights, ids).flatten(1).to(rows.dtype)
+        tokens, slots = combine.nonzero().T
+        ones = torch.ones(len(slots), dtype=rows.dtype)
+        size = self.num_experts * CAPACITY
+        given: Any = OwnCode.apply(rows, ones, torch.stack([slots, tokens]), size)
+        inner = F.silu(torch.bmm(given.view(self.num_experts, CAPACITY, -1), self.w1))
+        made = torch.bmm(inner, self.w2).flatten(0, 1)
+        back = torch.stack([tokens, slots])
+        output: Any = OwnCode.apply(made, combine[tokens, slots], back, len(rows))
+        return cast(torch.Tensor, output)
+
+
 class GateOfItsOwn(DispatchAndCombine):
     """Its gate is a parameter of the block."""
 
@@ -268,6 +311,7 @@ EXACT: dict[str, Callable[[], Fused]] = {
     "all experts in one sum": AllInOneSum,
     "dispatch and combine": DispatchAndCombine,
     "a mask that passes gradients": StraightThrough,
+    "code that torch does not see": DispatchesByOwnCode,
     "a gate of the block": GateOfItsOwn,
     "sorted rows": Sorted,
     "weights within experts": WeighsWithin,

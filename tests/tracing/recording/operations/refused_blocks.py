@@ -29,11 +29,6 @@ class SoftMixture(Fused):
         return scores.softmax(dim=1) @ torch.einsum("ef,efd->ed", inner, self.w2)
 
 
-class WeighsTheInput(Fused):
-    def weigh(self, expert: int, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        return self.run_expert(expert, rows * weights)
-
-
 class WeighsBeforeTheActivation(Fused):
     def weigh(self, expert: int, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         return F.silu((rows @ self.w1[expert]) * weights) @ self.w2[expert]
@@ -122,7 +117,6 @@ OTHER_OUTPUT = "it does more with its experts' outputs than weight them"
 OTHER_ROWS = "its experts receive other rows than its hidden states"
 REFUSED: dict[str, tuple[Callable[[], Fused], str]] = {
     "a soft mixture": (SoftMixture, "it is a soft mixture"),
-    "weights that scale the input": (WeighsTheInput, OTHER_ROWS),
     "weights before the activation": (
         WeighsBeforeTheActivation,
         "weights are applied within its experts",

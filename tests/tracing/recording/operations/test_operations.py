@@ -96,6 +96,20 @@ def test_what_is_recorded_is_what_the_oracle_finds(what: str) -> None:
     assert find_error(model, ids, 1.1 * weights) > tolerance
 
 
+@pytest.mark.parametrize(
+    "what", ["sorted rows", "weights within experts", "matrices under each other"]
+)
+def test_a_token_alone_leaves_experts_without_rows(what: str) -> None:
+    model = build(EXACT[what])
+    alone = tokens()[:1, :1]
+    with RoutingRecorder(model) as recorder, torch.no_grad():
+        model(alone)
+        expected, chosen = model.moe.route(call(model.embedding, alone).flatten(0, 1))
+    (recorded,) = recorder.calls[0].layers
+    assert recorded.experts.tolist() == chosen.tolist()
+    assert recorded.weights.tolist() == pytest.approx(expected.float().numpy())
+
+
 def test_more_experts_than_hidden_states_are_wide_have_their_routers_decision() -> None:
     """The oracle can't tell that many experts apart."""
     model = build(EXACT["more experts than hidden states are wide"])

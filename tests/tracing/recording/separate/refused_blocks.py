@@ -33,11 +33,6 @@ class WeightedExpert(nn.Module):
         return call(self.layer, rows) * weights
 
 
-class WeightsTheInput(Block):
-    def run_expert(self, expert: int, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        return call(self.experts[expert], rows * weights)
-
-
 class RoundsTheInput(Block):
     """Has an effect that whole numbers, such as those of tokens, would not show."""
 
@@ -64,7 +59,6 @@ REFUSED: dict[str, tuple[Callable[[], Block], str]] = {
         WeightsWithinExperts,
         "its experts take more than hidden states",
     ),
-    "weights that scale the input": (WeightsTheInput, OTHER_ROWS),
     "a rounded input": (RoundsTheInput, OTHER_ROWS),
     "the negative part of the input": (GivesTheNegativePart, OTHER_ROWS),
     "a look at the experts": (LooksAtItsExperts, "a second run of it ends in AssertionError"),

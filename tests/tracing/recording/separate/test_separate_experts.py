@@ -232,15 +232,9 @@ def test_a_block_that_can_not_be_read_is_refused_and_left_as_it_was(
     assert torch.equal(run(model, tokens(*shape)), plain)
 
 
-def test_dropout_within_experts_is_refused_in_training() -> None:
-    model = build(WithRouterOfItsOwn)
-    record(model, tokens())
-    with pytest.raises(UntraceableError, match=r"mlp\.experts\.\d draws random numbers"):
-        record(model.train(), tokens())
-
-
-def test_dropout_on_the_sum_is_drawn_again_in_training() -> None:
-    model = build(WithDropoutOnTheSum).train()
+@pytest.mark.parametrize("kind", [WithRouterOfItsOwn, WithDropoutOnTheSum])
+def test_dropout_is_drawn_again_in_training(kind: Callable[[], Block]) -> None:
+    model = build(kind).train()
     assert_decision_is_the_blocks(record(model, tokens()), model.mlp)
 
 

@@ -7,14 +7,23 @@ is on another device, a copy of it is made at the start of the nodes that follow
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from moetool.checkpoint.gguf.types import TensorType
+from moetool.memory.serving.ggml.allocation.cuda import (
+    Capability,
+    count_attention_bytes,
+    keep_for_fusion,
+)
 from moetool.memory.serving.ggml.graph import Graph
 from moetool.memory.serving.ggml.tensors import KIND_BYTES, Tensor
 
-GPU, HOST = 0, 1
+# GPUs are counted from 0; the host is the last of a list of devices.
+GPU, HOST = 0, -1
+# Copies of inputs of several GPUs, which work on as many micro-batches (`GGML_SCHED_MAX_COPIES`).
+_NUM_COPIES = 4
 _VIEWS = ("view", "reshape", "permute")
 # Sources whose weights are too small to decide where these run.
 _UNDECIDED = ("rope", "flash_attn")
@@ -36,6 +45,10 @@ class Devices:
         weight_bytes: Bytes of weights by name, for the copies that it makes then.
         cache_types: What keys and values are stored in, for copies of caches.
         repacked: Weights that the host has in another order, whose products it keeps.
+        capability: The compute capability of a GPU with CUDA; None for another device.
+        is_pipeline: Whether several GPUs work on several micro-batches at once.
+        has_attention: Whether the GPU has a kernel of flash attention for the model; else it runs on
+            the host.
     """
 
     place_weight: Callable[[str], int]
@@ -45,6 +58,9 @@ class Devices:
     weight_bytes: Mapping[str, int] = field(default_factory=dict)
     cache_types: Mapping[str, TensorType] = field(default_factory=dict)
     repacked: frozenset[str] = frozenset()
+    capability: Capability | None = None
+    is_pipeline: bool = False
+    has_attention: bool = True
 
 
 @dataclass
@@ -73,6 +89,7 @@ class _Scheduler:
         self._graph, self._devices = graph, devices
         self._binds_norms = devices.has_all_layers or num_tokens < _FEWEST_UNBOUND
         self._found: dict[Tensor, int] = {}
+        self._uses = Counter(source for node in graph.nodes for source in node.sources)
 
     def assign(self) -> None:
         """Find the device of every tensor."""
@@ -91,7 +108,7 @@ class _Scheduler:
         for node in self._graph.nodes:
             if node not in self._found and node.base is not None and node.base in self._found:
                 self._found[node] = self._found[node.base]
-            self._found.setdefault(node, GPU)
+            self._found.setdefault(node, GPU if self._can_run(node, GPU) else HOST)
             for source in node.sources:
                 if source not in self._found:
                     owner = node if source.base is None else source.base
@@ -100,7 +117,8 @@ class _Scheduler:
     def _find_certain(self, tensor: Tensor) -> int | None:
         """Return the device of a tensor that doesn't depend on its neighbours."""
         devices = self._devices
-        if tensor.operation == "rms_norm" and tensor.layer is not None and self._binds_norms:
+        is_norm = tensor.operation in ("rms_norm", "norm")
+        if is_norm and tensor.layer is not None and self._binds_norms:
             return devices.place_layer(tensor.layer)
         owner = tensor if tensor.base is None else tensor.base
         if owner.is_external:
@@ -126,20 +144,25 @@ class _Scheduler:
             device = self._found.get(node)
             if device is not None:
                 current = None if skips_host and device == HOST else device
-            elif current is not None:
+            elif current is not None and self._can_run(node, current):
                 self._found[node] = current
+
+    def _can_run(self, node: Tensor, device: int) -> bool:
+        return device == HOST or node.operation != "flash_attn" or self._devices.has_attention
 
     def split(self) -> ScheduledGraph:
         """Return the tensors in the order of allocation, with copies between devices."""
         found, scheduled = self._found, ScheduledGraph()
         copies: dict[tuple[Tensor, int], Tensor] = {}
+        is_pipeline = self._devices.is_pipeline
+        kept = self._keep_inputs() if is_pipeline else []
         pending: list[tuple[Tensor, int]] = []
         num_inputs = 0
         nodes = self._graph.nodes
         current = next(found[node] for node in nodes if node.operation not in _VIEWS)
 
         def flush() -> None:
-            scheduled.nodes += pending
+            scheduled.nodes += self._fuse(pending)
             pending.clear()
 
         inputs: list[tuple[Tensor, int]] = []
@@ -164,6 +187,10 @@ class _Scheduler:
                 copy = copies.get((source, device))
                 if copy is None:
                     copy = copies[source, device] = self._copy(source)
+                    if is_pipeline:
+                        copy.is_input = copy.is_output = True
+                        others = [self._copy(source) for _ in range(_NUM_COPIES - 1)]
+                        kept += [(each, device) for each in (copy, *others)]
                     # It takes no memory, and keeps its source until the copy is made.
                     waiting = Tensor(source.kind, source.shape, source.strides, is_external=True)
                     waiting.sources = (source,)
@@ -174,8 +201,32 @@ class _Scheduler:
             pending.append((node, device))
         scheduled.nodes += inputs
         flush()
-        scheduled.leafs = [(leaf, found.get(leaf, HOST)) for leaf in self._graph.leafs]
+        scheduled.leafs = kept + [(leaf, found.get(leaf, HOST)) for leaf in self._graph.leafs]
         return scheduled
+
+    def _fuse(self, part: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int]]:
+        """Return the nodes of a part, with what CUDA adds if they run on a GPU."""
+        capability = self._devices.capability
+        device = next((d for node, d in part if node.operation not in _VIEWS), HOST)
+        if capability is None or device == HOST:
+            return part
+        types = self._devices.cache_types
+        for node, _ in part:
+            if node.operation == "flash_attn":
+                node.packed_bytes = count_attention_bytes(
+                    node, capability, type_k=types["k"].name, type_v=types["v"].name
+                )
+        return [(node, device) for node in keep_for_fusion([node for node, _ in part], self._uses)]
+
+    def _keep_inputs(self) -> list[tuple[Tensor, int]]:
+        """Return the graph's inputs with their copies, which are kept until the end."""
+        kept = []
+        for leaf in self._graph.leafs:
+            if leaf.is_input:
+                leaf.is_output = True
+                others = [self._copy(leaf) for _ in range(_NUM_COPIES - 1)]
+                kept += [(each, HOST) for each in (leaf, *others)]
+        return kept
 
     def _copy(self, source: Tensor) -> Tensor:
         size = self._devices.weight_bytes.get(source.weight) if source.weight else None

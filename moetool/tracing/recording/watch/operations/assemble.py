@@ -71,7 +71,15 @@ def find_weights(finals: Sequence[Final], *, num_tokens: int, num_experts: int) 
         counts[product.roots] = counts.get(product.roots, 0) + count
     if any(bool((count > 1).any()) for count in counts.values()):
         raise NotObservedError("an expert runs on a token more than once")
-    return _merge(list(by_root.values()), list(counts.values())).view(num_tokens, num_experts)
+    # Shared layers have negative roots.
+    shared = [roots for roots in by_root if min(roots, default=0) < 0]
+    for roots in by_root if shared else ():
+        if roots not in shared and not _is_multiple(by_root[roots], by_root[shared[0]]):
+            raise NotObservedError("parts of an expert get different weights")
+    tables = [by_root[roots] for roots in shared or by_root]
+    return _merge(tables, [counts[roots] for roots in shared or by_root]).view(
+        num_tokens, num_experts
+    )
 
 
 def add_up(run: ObservedRun, finals: Sequence[Final]) -> torch.Tensor:
@@ -83,6 +91,8 @@ def add_up(run: ObservedRun, finals: Sequence[Final]) -> torch.Tensor:
     total = torch.zeros_like(run.output, dtype=torch.float64, requires_grad=False)
     for product, tokens, weights in finals:
         is_used = tokens >= 0
+        if not bool(is_used.any()):
+            continue
         rows = product.to_rows(run.observer.outputs[product.number]).double()
         terms = rows[is_used] * weights[is_used, None].double() / product.num_summands
         total.index_add_(0, tokens[is_used], terms)
@@ -214,6 +224,14 @@ def _agree(read: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
         weights.double() - wide_weights.double()
     ).abs() <= rounding * wide_weights.double().abs()
     return torch.equal(tokens, wide_tokens) and bool(near.all())
+
+
+def _is_multiple(table: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether weights of an update are those of its layer, times one number for all."""
+    is_used = table != 0
+    ratios = table[is_used].double() / other[is_used].double()
+    rounding = 4 * torch.finfo(table.dtype).eps
+    return not len(ratios) or bool((ratios - ratios[0]).abs().max() <= rounding * ratios[0].abs())
 
 
 def _merge(tables: list[torch.Tensor], counts: list[torch.Tensor]) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from moetool.anatomy.routing.proposed.expert_groups import list_flat_stacks
+from moetool.anatomy.routing.proposed.expert_updates import list_updates
 
 # These keep the numbers of a tensor in their order.
 _SAME_ORDER = frozenset(
@@ -44,7 +45,8 @@ def label_parameters(
     """Yield the parameters of the experts in a module, and the experts that they belong to.
 
     Args:
-        experts: A list of experts, or a module with parameters that stack a matrix for each expert.
+        experts: A list of experts, a module with parameters that stack a matrix for each expert, or a
+            block whose experts are updates.
         num_experts: Number of experts.
     """
     if isinstance(experts, nn.ModuleList | nn.ModuleDict):
@@ -53,6 +55,9 @@ def label_parameters(
                 number = torch.tensor(expert, device=parameter.device)
                 yield parameter, number.expand(parameter.shape)
         return
+    for expert, update in enumerate(list_updates(experts)):
+        for parameter in update:
+            yield parameter, torch.tensor(expert, device=parameter.device).expand(parameter.shape)
     stacked = [p for p in experts.parameters() if p.dim() >= 3]
     # Adapters may have put a value into the place of a parameter before the block runs.
     replaced = [getattr(experts, name) for name in getattr(experts, "parametrizations", ())]
@@ -117,6 +122,18 @@ def all_equal(values: torch.Tensor, dim: int) -> bool:
     return bool((values == values.narrow(dim, 0, 1)).all())
 
 
+def has_one_number(value: torch.Tensor, shape: torch.Size) -> bool:
+    """Return whether a factor of rows has the same number all along each row.
+
+    Args:
+        value: The factor.
+        shape: Of the rows. # (..., width)
+    """
+    if not value.dim() or shape[-1] == 1:
+        return False
+    return value.shape[-1] == 1 or (value.shape[-1] == shape[-1] and all_equal(value, -1))
+
+
 def union(labels: Iterable[Label]) -> frozenset[int]:
     """Return the roots of several labels."""
     return frozenset().union(*(label.roots for label in labels))
@@ -137,3 +154,9 @@ def storage_of(tensor: torch.Tensor) -> int:
     """Return a number that tensors share which share their memory, as long as one is kept."""
     key: int = tensor.untyped_storage()._cdata
     return key
+
+
+def sides_of(result: torch.Tensor, side: int) -> tuple[int, int]:
+    """Return the numbers of rows and columns of a product, for its transpose if asked for."""
+    height, width = result.shape[-2:]
+    return (width, height) if side == 0 else (height, width)

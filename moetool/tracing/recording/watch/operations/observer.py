@@ -6,13 +6,14 @@ einsum, bmm, index or a grouped product.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moetool.tracing.recording.watch.operations.factors import FactorTrail
 from moetool.tracing.recording.watch.operations.labels import (
     Label,
     all_equal,
@@ -21,21 +22,20 @@ from moetool.tracing.recording.watch.operations.labels import (
     keeps_order,
     move,
     name_of,
+    sides_of,
     storage_of,
     tensors_in,
     union,
 )
+from moetool.tracing.recording.watch.operations.opaque import find_origins, is_opaque
 from moetool.tracing.recording.watch.operations.products import (
     FACTORS,
     Product,
     ProductLayout,
     lay_out,
 )
-
-_MULTIPLICATIONS = ("mul", "div")
-# A factor of a row is still one after these; after any other operation it is not.
-_KEEPS_FACTORS = frozenset({"_to_copy", "mul", "div"})
-_UNKNOWN = torch.tensor(torch.nan)
+from moetool.tracing.recording.watch.operations.shared_layers import label_shared
+from moetool.tracing.recording.watch.weighted_rows import WeightedRows, WeightTrail
 
 
 class NotObservedError(Exception):
@@ -48,6 +48,7 @@ class _Meeting(NamedTuple):
     rows: torch.Tensor
     label: Label
     layout: ProductLayout
+    weighted: WeightedRows | None
 
 
 class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -56,14 +57,18 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         products: In the order in which they ran.
         outputs: Copies of the products' outputs, as experts returned them, if asked for.
+        trail: As given.
         chooses_tokens: Whether the largest of the numbers of all tokens were looked for.
 
     Args:
         labels: Parameters, and the expert of each of their numbers.
         hidden: The hidden states that the block runs on.
+        trail: Follows the weights that they are multiplied by before they go into experts.
         lengths: Numbers of tokens that experts could choose from: those of the call, of a sequence.
         scaled: Numbers of the products whose output is multiplied by -2.
+        pinned: By number, outputs that products return instead of theirs.
         keeps_outputs: Whether to keep copies of the products' outputs.
+        shares_layers: Whether products of weights that are not an expert's may be parts of one.
     """
 
     def __init__(
@@ -71,26 +76,31 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         labels: Iterable[tuple[torch.Tensor, torch.Tensor]],
         hidden: torch.Tensor,
         *,
+        trail: WeightTrail,
         lengths: Collection[int],
         scaled: Collection[int] = (),
+        pinned: Mapping[int, torch.Tensor] | None = None,
         keeps_outputs: bool = False,
+        shares_layers: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
         self.outputs: list[torch.Tensor] = []
         self.chooses_tokens = False
+        self.trail = trail
         self._lengths = frozenset(lengths)
         self._scaled = frozenset(scaled)
+        self._pinned = pinned or {}
         self._keeps_outputs = keeps_outputs
+        self._shares_layers = shares_layers
         self._labels = {
             id(parameter): Label(experts, frozenset((number,)))
             for number, (parameter, experts) in enumerate(labels)
         }
+        self._start = hidden.grad_fn
         # By storage: the products that a tensor made from the hidden states is made of.
         self._sources: dict[int, frozenset[int]] = {storage_of(hidden): frozenset()}
-        # Numbers that a tensor's own were multiplied by on their way from an expert's first product.
-        self._factors: dict[int, torch.Tensor] = {}
-        self._weighed: set[int] = set()
+        self._factors = FactorTrail(self._is_from_elsewhere)
         # Tensors whose identities are in use.
         self._kept: list[Any] = [hidden]
         # Of each product, its output, and what a wider dtype made of it.
@@ -104,21 +114,28 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         self._read_edges()
         given = tensors_in(args, kwargs)
+        self._note_opaque(given)
         labelled = [value for value in given if id(value) in self._labels]
         derived = [value for value in given if storage_of(value) in self._sources]
         sources = frozenset().union(*(self._sources[storage_of(value)] for value in derived))
+        if not labelled and sources and self._shares_layers:
+            shared = label_shared(
+                operation, args, sources_of=self._sources_of, products=self.products
+            )
+            if shared is not None and not any(True for v in derived for _ in self._factors.find(v)):
+                return self._meet_shared(*shared, operation, args, kwargs, sources)
         # Ids and masks choose weights, but are not rows that meet them.
         if labelled and any(value.is_floating_point() for value in derived):
             return self._meet(operation, args, kwargs, sources)
         self._note_choice(operation, args, kwargs, is_derived=bool(derived))
-        result = operation(*args, **kwargs)
+        result = self.trail.run(operation, args, kwargs, lambda: operation(*args, **kwargs))
         self._kept.append((args, kwargs, result))
         if labelled:
             self._move_labels(operation, args, kwargs, result, labelled)
         elif derived:
             self._derive(result, given, operation, sources)
             if sources:
-                self._follow_factors(operation, args, kwargs, result, given)
+                self._factors.follow(operation, args, kwargs, result, given)
                 self._follow_output(operation, args, result)
         return result
 
@@ -135,6 +152,18 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         while self._unread:
             number, output = self._unread.pop()
             self._edges[number].append(_find_edge(output))
+
+    def _note_opaque(self, given: Iterable[torch.Tensor]) -> None:
+        """Note what tensors are made of that come from operations which were not seen."""
+        for value in given:
+            if not is_opaque(value) or storage_of(value) in self._sources:
+                continue
+            origins = find_origins(value, self._start, self._edges)
+            if origins is not None:
+                self._sources[storage_of(value)] = origins
+                self._kept.append(value)
+                if origins:
+                    self._factors.forget(value)
 
     def _follow_output(self, operation: Any, args: Any, result: Any) -> None:
         """Note the first wider dtype of a product's output: its gradients have more digits."""
@@ -156,6 +185,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for value in (*tensors_in(result), *changed):
             key = storage_of(value)
             self._sources[key] = self._sources.get(key, frozenset()) | sources
+            # Some tensors get other memory later.
+            self._kept.append(value.untyped_storage())
 
     def _note_choice(self, operation: Any, args: Any, kwargs: Any, *, is_derived: bool) -> None:
         if is_derived and name_of(operation) == "topk":
@@ -192,18 +223,12 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             across = label.experts.mT if side == 0 else label.experts  # (…, inner, width)
             if all_equal(across, -2):
-                experts = across[..., :1, :].expand(*across.shape[:-2], *_sides(result, side))
+                experts = across[..., :1, :].expand(*across.shape[:-2], *sides_of(result, side))
                 experts = experts.mT if side == 0 else experts
                 self._labels[id(result)] = Label(experts, label.roots)
                 return
 
-    def _meet(
-        self,
-        operation: Any,
-        args: Any,
-        kwargs: Any,
-        sources: frozenset[int],
-    ) -> Any:
+    def _meet(self, operation: Any, args: Any, kwargs: Any, sources: frozenset[int]) -> Any:
         """Run an operation on rows and weights, and note it."""
         name = name_of(operation)
         given = tensors_in(args, kwargs)
@@ -215,6 +240,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 product = self._make_product(operation, layout, result.shape)
                 if number in self._scaled:
                     result = -2 * result
+                result = self._pinned.get(number, result)
                 self.products.append(product)
                 if self._keeps_outputs:
                     # A block may weight them in place.
@@ -226,8 +252,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._sources[storage_of(result)] = frozenset((number,))
                 if product.factors is not None:
                     # Of no use to a later product of the same expert: weights come once.
-                    self._factors[id(result)] = _UNKNOWN.to(result.device).expand(result.shape)
-                    self._weighed.add(storage_of(result))
+                    self._factors.forget(result)
                 return result
         elif torch.Tag.pointwise not in operation.tags and not is_move(operation):
             raise NotObservedError(f"its experts' weights go into {name}, which is not understood")
@@ -235,8 +260,24 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._kept.append((args, kwargs, result))
         self._derive(result, given, operation, sources)
         if sources:
-            self._follow_factors(operation, args, kwargs, result, given)
+            self._factors.follow(operation, args, kwargs, result, given)
         return result
+
+    def _meet_shared(
+        self,
+        weight: torch.Tensor,
+        label: Label,
+        operation: Any,
+        args: Any,
+        kwargs: Any,
+        sources: frozenset[int],
+    ) -> Any:
+        """Run an operation of a shared layer as if its weights were one expert's."""
+        self._labels[id(weight)] = label
+        try:
+            return self._meet(operation, args, kwargs, sources)
+        finally:
+            del self._labels[id(weight)]
 
     def _lay_out(self, operation: Any, args: Any) -> _Meeting | None:
         """Return where rows and weights meet; None if only a bias is an expert's."""
@@ -252,11 +293,18 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         layout = lay_out(operation, args, weight, label)
         if layout is None:
             raise NotObservedError("one sum runs over the weights of several experts")
-        return _Meeting(rows, label, layout)
+        weighted = self.trail.find(rows)
+        if weighted is not None:
+            of_both = (
+                lay_out(operation, [part if v is rows else v for v in args], weight, label)
+                for part in weighted
+            )
+            weighted = WeightedRows(*(part.rows for part in of_both if part is not None))
+        return _Meeting(rows, label, layout, weighted)
 
     def _make_product(self, operation: Any, meeting: _Meeting, shape: torch.Size) -> Product:
-        rows, label, layout = meeting
-        factors = next(self._find_factors(rows), None)
+        rows, label, layout, weighted = meeting
+        factors = next(self._factors.find(rows), None)
         of_rows = None
         if factors is not None:
             of_rows = layout.read_factors(factors)
@@ -271,6 +319,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             roots=label.roots,
             edge=_find_edge(rows),
             rows=layout.rows.detach(),
+            weighted=weighted,
             experts=layout.experts,
             to_rows=layout.to_rows,
             incoming=layout.incoming,
@@ -280,70 +329,18 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             factors=of_rows,
         )
 
-    def _follow_factors(
-        self, operation: Any, args: Any, kwargs: Any, result: Any, given: list[torch.Tensor]
-    ) -> None:
-        """Follow what rows are multiplied by between the products of an expert."""
-        own = {id(value): factors for value in given for factors in self._find_factors(value)}
-        if is_move(operation):
-            moved = move(operation, args, kwargs, result, own) if own else ()
-            found = [_UNKNOWN] * len(tensors_in(result)) if moved is None else tensors_in(moved)
-        elif torch.Tag.pointwise in operation.tags and isinstance(result, torch.Tensor):
-            factors = self._multiply(operation, given, result, own)
-            found = [] if factors is None else [factors]
-        else:
-            is_weighed = own or any(map(self._is_from_elsewhere, given))
-            found = [_UNKNOWN] * len(tensors_in(result)) if is_weighed else []
-        for value, factors in zip(tensors_in(result) if found else (), found, strict=True):
-            self._factors[id(value)] = factors.to(value.device).expand(value.shape)
-            self._weighed.add(storage_of(value))
-
-    def _find_factors(self, value: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the factors of a tensor if it has any: unknown ones if it was changed in place."""
-        if id(value) in self._factors:
-            yield self._factors[id(value)]
-        elif storage_of(value) in self._weighed:
-            yield _UNKNOWN.to(value.device).expand(value.shape)
-
-    def _multiply(
-        self,
-        operation: Any,
-        given: list[torch.Tensor],
-        result: torch.Tensor,
-        own: Mapping[int, torch.Tensor],
-    ) -> torch.Tensor | None:
-        """Return the factors of the result of an operation on single numbers."""
-        name, found = name_of(operation), None
-        for value in given:
-            factors = own.get(id(value))
-            if factors is None and name != "add" and self._is_from_elsewhere(value):
-                is_factor = name in _MULTIPLICATIONS and _has_one_number(value, result.shape)
-                factors = value.detach() if is_factor else _UNKNOWN.to(value.device)
-                factors = factors.reciprocal() if name == "div" else factors
-            if factors is not None:
-                found = factors if found is None else found * factors
-        if found is None or name in _KEEPS_FACTORS:
-            return found
-        return _UNKNOWN
-
     def _is_from_elsewhere(self, value: torch.Tensor) -> bool:
-        """Return whether a tensor is made of hidden states, but not by an expert."""
-        sources = self._sources.get(storage_of(value))
-        return sources is not None and not sources and value.is_floating_point()
+        """Return whether a tensor is made of hidden states, but not by an expert.
 
+        Where experts share layers, these make more of hidden states than scores.
+        """
+        if not value.is_floating_point() or self._sources_of(value) != frozenset():
+            return False
+        return not self._shares_layers or self.trail.is_scores(value)
 
-def _has_one_number(value: torch.Tensor, shape: torch.Size) -> bool:
-    """Return whether a factor of rows has the same number all along each row."""
-    if not value.dim() or shape[-1] == 1:
-        return False
-    return value.shape[-1] == 1 or (value.shape[-1] == shape[-1] and all_equal(value, -1))
+    def _sources_of(self, value: torch.Tensor) -> frozenset[int] | None:
+        return self._sources.get(storage_of(value))
 
 
 def _find_edge(tensor: torch.Tensor) -> GradientEdge | None:
     return None if tensor.grad_fn is None else get_gradient_edge(tensor)
-
-
-def _sides(result: torch.Tensor, side: int) -> tuple[int, int]:
-    """Return the numbers of rows and columns of a product, for its transpose if asked for."""
-    height, width = result.shape[-2:]
-    return (width, height) if side == 0 else (height, width)

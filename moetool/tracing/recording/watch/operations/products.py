@@ -10,6 +10,7 @@ import torch
 from torch.autograd.graph import GradientEdge
 
 from moetool.tracing.recording.watch.operations.labels import Label, all_equal, name_of
+from moetool.tracing.recording.watch.weighted_rows import WeightedRows
 
 # By name of an operation: the positions of the factors of its matrix product.
 FACTORS = {
@@ -35,6 +36,8 @@ class Product:
         roots: Numbers of the parameters that it took part of.
         edge: Where gradients leave the rows that went in; None if they don't.
         rows: The rows themselves. # (num_incoming, width_of_rows)
+        weighted: What they were before weights multiplied them, and the weights; None if none did.
+            # both (num_incoming, width_of_rows)
         experts: The expert of each outgoing row. # (num_rows,)
         to_rows: Brings a tensor of the shape of the output into outgoing rows.
             # → (num_rows, width)
@@ -51,6 +54,7 @@ class Product:
     roots: frozenset[int]
     edge: GradientEdge | None
     rows: torch.Tensor
+    weighted: WeightedRows | None
     experts: torch.Tensor
     to_rows: Layout
     incoming: torch.Tensor
@@ -102,7 +106,7 @@ def lay_out(operation: Any, args: Any, weight: int, label: Label) -> ProductLayo
         return values if values.dim() == 3 else values[None]
 
     def back(incoming: torch.Tensor) -> torch.Tensor:
-        values = incoming.view(num_batches, num_rows, -1)
+        values = incoming.view(num_batches, num_rows, incoming.shape[1])
         values = values if args[positions[0]].dim() == 3 else values[0]
         return values.mT if weight == 0 else values
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from moetool.tracing.recording.watch.separate.random_states import (
     restore_states,
 )
 from moetool.tracing.recording.watch.separate.stand_ins import kept_as_it_is, without_hooks
+from moetool.tracing.recording.watch.weighted_rows import WeightTrail
 
 Labels = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
@@ -36,6 +37,11 @@ class BlockCall:
     given: torch.Tensor
     hidden: torch.Tensor
     random: list[torch.Tensor]
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens."""
+        return self.hidden.numel() // self.hidden.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,12 @@ class ObservedRun:
         return [product for product in products if product.number not in inner]
 
     @property
+    def states(self) -> list[torch.Tensor]:
+        """Rows of each token: its hidden state, and what parts of the block return for it. # each (num_tokens, width)."""
+        values = (self.start, *(part for part, _ in self.parts))
+        return [value.detach().reshape(len(self.output), -1) for value in values]
+
+    @property
     def places(self) -> list[tuple[Any, int]]:
         """Where each token has a row, as gradients reach it, and the width of that row."""
         return [
@@ -87,8 +99,11 @@ def run_observed(
     kwargs: Mapping[str, Any],
     *,
     labels: Labels,
+    num_experts: int,
     scaled: Collection[int] = (),
+    pinned: Mapping[int, torch.Tensor] | None = None,
     keeps_outputs: bool = False,
+    shares_layers: bool = False,
 ) -> ObservedRun:
     """Run a block again on the arguments of its call, with the same random numbers.
 
@@ -97,25 +112,21 @@ def run_observed(
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         labels: Parameters of experts, and the expert of each of their numbers.
+        num_experts: Number of experts.
         scaled: Numbers of the products whose output is multiplied by -2.
+        pinned: By number, outputs that products return instead of theirs.
         keeps_outputs: Whether to keep copies of the products' outputs.
+        shares_layers: Whether experts are updates of layers that they share.
 
     Raises:
         NotObservedError: An operation on the weights of experts is not understood.
         ValueError: The block returns no hidden states.
     """
     width = call.hidden.shape[-1]
-    num_tokens = call.hidden.numel() // width
+    num_tokens = call.num_tokens
     experts = {id(parameter) for parameter, _ in labels}
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        devices = list_devices(block)
-        stack.enter_context(kept_states(devices))
-        restore_states(devices, call.random)
-        for module in block.modules():
-            stack.enter_context(kept_as_it_is(module))
-            stack.enter_context(without_hooks(module))
+        stack.enter_context(replaying(block, call.random))
         parts: list[tuple[torch.Tensor, GradientEdge]] = []
         outputs: dict[str, Any] = {}
         _keep_outputs(block, parts, outputs, experts=experts, num_tokens=num_tokens)
@@ -128,8 +139,19 @@ def run_observed(
             return states if value is call.given else value
 
         lengths = frozenset({num_tokens, call.hidden.shape[-2]})
+        trail = WeightTrail(num_experts, width)
+        trail.add_scores(
+            value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)
+        )
         observer = Observer(
-            labels, states, lengths=lengths, scaled=scaled, keeps_outputs=keeps_outputs
+            labels,
+            states,
+            trail=trail,
+            lengths=lengths,
+            scaled=scaled,
+            pinned=pinned,
+            keeps_outputs=keeps_outputs,
+            shares_layers=shares_layers,
         )
         with observer:
             output = block.forward(
@@ -168,3 +190,23 @@ def _keep_outputs(
     for path, module in block.named_modules():
         if path and not any(id(parameter) in experts for parameter in module.parameters()):
             module.register_forward_hook(keep(path, is_part="." not in path))
+
+
+@contextmanager
+def replaying(block: nn.Module, random: list[torch.Tensor]) -> Iterator[None]:
+    """Let a block run again, without gradients and hooks, and leave it as it was.
+
+    Args:
+        block: Any module.
+        random: States of the random generators that it draws from.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        devices = list_devices(block)
+        stack.enter_context(kept_states(devices))
+        restore_states(devices, random)
+        for module in block.modules():
+            stack.enter_context(kept_as_it_is(module))
+            stack.enter_context(without_hooks(module))
+        yield

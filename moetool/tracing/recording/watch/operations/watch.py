@@ -11,14 +11,17 @@ in what the experts return, and the run must give the output of the call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.proposed.expert_updates import list_updates
 from moetool.errors import UntraceableError
+from moetool.trace.routing import Routing, join_routing
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.hooks import Hooks
 from moetool.tracing.recording.watch.decision import Decision, Report
@@ -41,6 +44,7 @@ from moetool.tracing.recording.watch.operations.run import (
 )
 from moetool.tracing.recording.watch.routers import find_scores
 from moetool.tracing.recording.watch.separate.random_states import list_devices, read_states
+from moetool.tracing.recording.watch.weighted_rows import WEIGHTED_TWICE
 
 # Roundings by which the output of a second run may differ from the call's.
 _ROUNDINGS = 64
@@ -53,20 +57,28 @@ class OperationsWatch:
     Attributes:
         routing: `token_choice`, `expert_choice` or, where every expert runs on every token with a
             weight that is not zero, `dense`; None until a call was seen.
+        weighs_input: Whether the weights multiply what experts receive.
     """
 
     def __init__(self, layer: MoeLayer, *, keep_scores: bool) -> None:
-        self.output_factor: float | None = 1.0
         self.router_path: str | None = None
         self.routing: str | None = None
+        self.weighs_input = False
         self._layer = layer
+        self._name = layer.block_path
         self._keep_scores = keep_scores
         self._call: BlockCall | None = None
         self._is_sum_checked = False
 
+    @property
+    def output_factor(self) -> float | None:
+        """Factor by which the block multiplies the experts' sum: weights include it."""
+        return 1.0
+
     def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:
         """Place the hooks."""
         block = model.get_submodule(self._layer.block_path)
+        self._name = self._layer.block_path or type(block).__name__
         experts = model.get_submodule(self._layer.experts_path)
         hooks.before(block, self._begin, with_kwargs=True)
         hooks.after(block, self._end(experts, report), with_kwargs=True)
@@ -90,45 +102,71 @@ class OperationsWatch:
             call = self._call
             assert call is not None
             self._forget()
-            labels = list(label_parameters(experts, num_experts=self._layer.num_experts))
             try:
-                is_first = not self._is_sum_checked
-                run = run_observed(block, call, args, kwargs, labels=labels, keeps_outputs=is_first)
-                self._check_output(run, output)
-                finals = read_finals(run)
-                decision = self._read(run, finals)
-                if is_first:
-                    numbers = [product.number for product in run.finals]
-                    scaled = run_observed(block, call, args, kwargs, labels=labels, scaled=numbers)
-                    self._check_sum(run, finals or [], scaled)
-            except (NotObservedError, ValueError) as error:
-                raise self._unreadable(str(error)) from error
+                decision = self._decide(block, experts, call, args, kwargs, output)
             except UntraceableError:
                 raise
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                raise self._unreadable(f"a second run of it ends in {error!r}") from error
+                raise self._explain(error) from error
             report(self._layer, decision)
 
         return hook
 
-    def _check_output(self, run: ObservedRun, output: Any) -> None:
-        """Check that the second run returned what the call returned."""
+    def _decide(
+        self,
+        block: nn.Module,
+        experts: nn.Module,
+        call: BlockCall,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> Decision:
+        """Return the decision of a call of the block."""
+        is_first = not self._is_sum_checked
+        observe = functools.partial(
+            run_observed,
+            block,
+            call,
+            args,
+            kwargs,
+            labels=list(label_parameters(experts, num_experts=self._layer.num_experts)),
+            num_experts=self._layer.num_experts,
+            shares_layers=bool(list_updates(experts)),
+        )
+        run = observe(keeps_outputs=is_first)
+        self._check_output(run.output, output)
+        finals = read_finals(run)
+        decision = self._read(run, finals)
+        if is_first:
+            numbers = [product.number for product in run.finals]
+            self._check_sum(run, finals or [], observe(scaled=numbers))
+            self._check_parts(run, observe)
+        return decision
+
+    def _check_output(self, rows: torch.Tensor, output: Any) -> None:
+        """Check that a second run returned what the call returned.
+
+        Args:
+            rows: Of the second run. # (num_tokens, hidden_size)
+            output: Of the call.
+        """
         values: Sequence[Any] = output if isinstance(output, tuple | list) else (output,)
-        now = run.output.detach()
-        for value in values:
-            if isinstance(value, torch.Tensor) and value.numel() == now.numel():
-                before = value.detach().reshape(now.shape)
-                rounding = _ROUNDINGS * torch.finfo(now.dtype).eps
-                limit = rounding * before.abs().max().double()
-                if bool((before.double() - now.double()).abs().max() <= limit):
-                    return
+        now = rows.detach()
+        tensors = (value for value in values if isinstance(value, torch.Tensor))
+        before = (
+            value.detach().reshape(now.shape) for value in tensors if value.numel() == now.numel()
+        )
+        if any(_are_same(value, now) for value in before):
+            return
         raise self._unreadable("a second run of it gives another output")
 
     def _read(self, run: ObservedRun, finals: Sequence[Final] | None) -> Decision:
         num_experts = self._layer.num_experts
-        received = find_received(run, num_experts=num_experts)
+        # Rows that were multiplied are known by their values alone.
+        is_weighted = any(product.weighted is not None for product in run.firsts)
+        received = None if is_weighted else find_received(run, num_experts=num_experts)
         if finals is None:
             if received is None and is_mixture(run):
                 raise self._unreadable(
@@ -143,21 +181,25 @@ class OperationsWatch:
             matched = match_received(run, weights)
             if matched is None and (received is None or not bool(received.any())):
                 raise self._unreadable("its experts receive other rows than its hidden states")
-            if matched is None or not _covers(matched, weights):
+            if matched is None or not _covers(matched.tokens, weights):
                 raise self._unreadable(
                     "its tokens get outputs of experts that did not receive them"
                 )
-            received = matched
+            received = matched.tokens
+            weighs_input = bool((matched.weights[weights != 0] != 1).any())
+            if weighs_input:
+                if bool(((weights != 0) & (weights != 1)).any()):
+                    raise self._unreadable(WEIGHTED_TWICE)
+                weights = weights * matched.weights
+                self.weighs_input = True
         ids, chosen = choose(weights, received)
         is_choice_of_experts = run.observer.chooses_tokens and num_experts not in run.lengths
-        self.routing = (
-            "expert_choice"
-            if is_choice_of_experts
-            else "dense"
-            if ids.shape[1] == num_experts and bool((ids >= 0).all())
-            else "token_choice"
-        )
-        return Decision(ids, chosen, self._find_scores(run))
+        is_dense = ids.shape[1] == num_experts and bool((ids >= 0).all())
+        routing = Routing.DENSE if is_dense else Routing.TOKEN_CHOICE
+        seen = Routing.EXPERT_CHOICE if is_choice_of_experts else routing
+        self.routing = join_routing(self.routing, seen.value)
+        scores = self._find_scores(run.outputs, num_tokens=len(run.output))
+        return Decision(ids, chosen, scores)
 
     def _check_sum(self, run: ObservedRun, finals: Sequence[Final], scaled: ObservedRun) -> None:
         """Check, once, that the weights explain all that experts add, and don't depend on it.
@@ -180,11 +222,29 @@ class OperationsWatch:
             raise self._unreadable(_MIXES_OUTPUTS)
         self._is_sum_checked = True
 
-    def _find_scores(self, run: ObservedRun) -> torch.Tensor | None:
-        """Note which module is the router, and return its scores if they are wanted."""
+    def _check_parts(self, run: ObservedRun, observe: Callable[..., ObservedRun]) -> None:
+        """Check that what an expert's inner products make reaches its last ones alone.
+
+        Layers that experts share would make something else of it.
+        """
+        finals = {product.number: product for product in run.finals}
+        others = observe(
+            scaled=[product.number for product in run.observer.products],
+            pinned={number: run.observer.outputs[number] for number in finals},
+        )
+        if not _are_same(run.output.detach(), others.output.detach()):
+            raise self._unreadable(_MIXES_OUTPUTS)
+
+    def _find_scores(self, outputs: Mapping[str, Any], *, num_tokens: int) -> torch.Tensor | None:
+        """Note which module is the router, and return its scores if they are wanted.
+
+        Args:
+            outputs: What the block's modules returned, by path in the block.
+            num_tokens: Number of tokens.
+        """
         num_experts = self._layer.num_experts
-        for path, output in run.outputs.items():
-            scores = find_scores(output, len(run.output), num_experts=num_experts)
+        for path, output in outputs.items():
+            scores = find_scores(output, num_tokens, num_experts=num_experts)
             if scores is None or scores.shape[1] != num_experts:
                 continue
             block = self._layer.block_path
@@ -192,12 +252,27 @@ class OperationsWatch:
             return scores if self._keep_scores else None
         return None
 
+    def _explain(self, error: Exception) -> UntraceableError:
+        """Return the refusal that follows from what ended a second run."""
+        if isinstance(error, UntraceableError):
+            return error
+        is_sentence = isinstance(error, NotObservedError | ValueError)
+        return self._unreadable(
+            str(error) if is_sentence else f"a second run of it ends in {error!r}"
+        )
+
     def _unreadable(self, because: str) -> UntraceableError:
         return UntraceableError(
-            f"Can't tell what {self._layer.block_path} routes: {because}.",
+            f"Can't tell what {self._name} routes: {because}.",
             hint="moetool records blocks that send each token's hidden state to its experts and "
             "add up their outputs by weight.",
         )
+
+
+def _are_same(before: torch.Tensor, now: torch.Tensor) -> bool:
+    """Return whether two outputs of the block are the same up to rounding."""
+    limit = _ROUNDINGS * torch.finfo(now.dtype).eps * before.abs().max().double()
+    return bool((before.double() - now.double()).abs().max() <= limit)
 
 
 def _covers(received: torch.Tensor, weights: torch.Tensor) -> bool:

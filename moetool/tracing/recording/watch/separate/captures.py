@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from moetool.simulation.meta.dispatch import DispatchMode
+from moetool.tracing.recording.watch.weighted_rows import WeightTrail
 
 # Sums that may be the last: what follows them may look like one too, such as a mean over tokens.
 _MOST_CANDIDATES = 8
@@ -24,10 +25,18 @@ class Capture(DispatchMode):
     Args:
         width: Size of the last dimension of the tensors to look at; of others the number is None.
         look: Takes a tensor and its number.
+        trail: Follows weights that multiply rows before experts receive them.
     """
 
-    def __init__(self, width: int, look: Callable[[torch.Tensor, int], None]) -> None:
+    def __init__(
+        self,
+        width: int,
+        look: Callable[[torch.Tensor, int], None],
+        *,
+        trail: WeightTrail | None = None,
+    ) -> None:
         super().__init__()
+        self.trail = trail
         self._width = width
         self._look = look
         self._count = 0
@@ -38,7 +47,10 @@ class Capture(DispatchMode):
         if self._is_paused:
             return self.pass_on(func, args, kwargs)
         self.show(args)
-        output = self.pass_on(func, args, kwargs)
+        if self.trail is None:
+            output = self.pass_on(func, args, kwargs)
+        else:
+            output = self.trail.run(func, args, kwargs, lambda: self.pass_on(func, args, kwargs))
         self.show(output)
         return output
 

@@ -24,6 +24,7 @@ from moetool.tracing.recording.watch.separate.stand_ins import (
     replaced,
     without_hooks,
 )
+from moetool.tracing.recording.watch.weighted_rows import WeightedRows, WeightTrail
 
 # Given an expert's id and the number of rows that it has had before in this run, writes marks into an
 # output of zeros. # (num_rows, width)
@@ -37,11 +38,13 @@ class Seen:
     Attributes:
         output: The block's output.
         rows: By expert, the rows of each of its calls. # each (..., width)
+        weighted: By expert, what is known of weights that multiplied them before.
         last: By expert that consists of several modules, what the last of them received.
     """
 
     output: Any
     rows: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    weighted: dict[int, list[WeightedRows | None]] = field(default_factory=dict)
     last: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
 
@@ -77,7 +80,8 @@ class MarkedRun:
         Args:
             mark: Fills the experts' outputs, which are zeros otherwise.
             capture: Looks at tensors meanwhile, and at the block's output afterwards.
-            on_rows: Takes the rows of each call of an expert.
+            on_rows: Takes the rows of each call of an expert, as they were before weights
+                multiplied them.
             order: Reorders the rows that the modules of an expert return, except the last.
 
         Raises:
@@ -94,11 +98,21 @@ class MarkedRun:
             name: again if value is given and again is not None else value
             for name, value in self._kwargs.items()
         }
+        trail = None if capture is None else capture.trail
+        if trail is not None:
+            trail.add_scores(value for value in iter_tensors([args, kwargs]) if value is not again)
         with ExitStack() as stack:
             for index, members in enumerate(block.experts):
                 for part in members:
                     forward = self._stand_in_for(
-                        part, index, seen, again, mark=mark, on_rows=on_rows, order=order
+                        part,
+                        index,
+                        seen,
+                        again,
+                        mark=mark,
+                        on_rows=on_rows,
+                        order=order,
+                        trail=trail,
                     )
                     stack.enter_context(replaced(part, _unseen(forward, capture)))
             for module in block.passed:
@@ -114,7 +128,7 @@ class MarkedRun:
                     with capture:
                         output = block.module.forward(*args, **kwargs)
                     capture.show(list(iter_tensors(output)))
-        return Seen(output, seen.rows, seen.last)
+        return Seen(output, seen.rows, seen.weighted, seen.last)
 
     def _stand_in_for(
         self,
@@ -126,6 +140,7 @@ class MarkedRun:
         mark: Mark | None,
         on_rows: Callable[[torch.Tensor], None] | None,
         order: Callable[[torch.Tensor], torch.Tensor] | None,
+        trail: WeightTrail | None,
     ) -> Callable[..., Any]:
         block = self._block
         returned = iter(self._call.returned.get(part.path, ()))
@@ -137,11 +152,13 @@ class MarkedRun:
             if call is None or rows is None:
                 raise block.unreadable("a second run sent tokens to other experts")
             restore_states(self._devices, call.states)
+            weighted = None if trail is None else trail.find(rows)
             rows = as_before(rows, given, self._call.hidden)
             if is_first:
                 seen.rows.setdefault(index, []).append(rows)
+                seen.weighted.setdefault(index, []).append(weighted)
                 if on_rows is not None:
-                    on_rows(rows)
+                    on_rows(rows if weighted is None else weighted.rows)
             if not is_last:
                 output = copy_output(call.output)
                 return output if order is None else order(output)
@@ -176,7 +193,10 @@ def _unseen(forward: Callable[..., Any], capture: Capture | None) -> Callable[..
 
     def paused(*args: Any, **kwargs: Any) -> Any:
         with capture.paused():
-            return forward(*args, **kwargs)
+            output = forward(*args, **kwargs)
+        if capture.trail is not None:
+            capture.trail.add_scores(iter_tensors(output))
+        return output
 
     return paused
 

@@ -32,6 +32,11 @@ from moetool.tracing.recording.watch.separate.captures import (
 from moetool.tracing.recording.watch.separate.marked_run import Mark, MarkedRun, Seen
 from moetool.tracing.recording.watch.separate.own_rows import find_weightless
 from moetool.tracing.recording.watch.separate.proof import OTHER_OUTPUT, SumInBlock
+from moetool.tracing.recording.watch.weighted_rows import (
+    WEIGHTED_TWICE,
+    WeightTrail,
+    read_weighted,
+)
 
 # Powers of two: the length of a mark, and what no other number reaches. float16 is too narrow.
 _LENGTHS = {torch.float64: (400, 200), torch.float32: (80, 40), torch.bfloat16: (80, 40)}
@@ -43,6 +48,9 @@ _SUM_TOLERANCE = 32
 class SumSearch:
     """Reads the decision of one call of a block.
 
+    Attributes:
+        weighs_input: Whether the weights multiply what experts receive; known after `decide`.
+
     Args:
         block: Named in errors.
         call: Its call as hooks saw it.
@@ -53,6 +61,7 @@ class SumSearch:
     def __init__(
         self, block: Block, call: BlockCall, again: MarkedRun, *, sizes: list[int]
     ) -> None:
+        self.weighs_input = False
         self._block = block
         self._call = call
         self._again = again
@@ -106,7 +115,9 @@ class SumSearch:
     def _detect(self, inputs: InputFinder) -> tuple[dict[int, list[int]], Seen]:
         """Return the numbers of tensors that may be the sum, by their numbers of tokens."""
         rows = next(iter(self._call.received.values()))[0]
-        finder = Capture(rows.shape[-1], inputs.look)
+        width = rows.shape[-1]
+        trail = WeightTrail(len(self._block.experts), width)
+        finder = Capture(width, inputs.look, trail=trail)
         seen = self._again.run(capture=finder, on_rows=inputs.keep)
         for first in range(0, len(self._block.experts), self._group):
             detector = SumDetector(least=self._least, num_columns=self._group)
@@ -204,8 +215,32 @@ class SumSearch:
         if bool((is_chosen & (numbers >= limits)).any()):
             raise block.unreadable(OTHER_OUTPUT)
         total.check(weights, numbers, sizes)
-        chosen = is_chosen | find_weightless(block, is_chosen, numbers, inputs, seen.rows)
+        own, factors = read_weighted(seen.rows, seen.weighted)
+        chosen = is_chosen | find_weightless(block, is_chosen, numbers, inputs, own)
+        if factors:
+            weights = self._weigh_inputs(weights, numbers, factors)
+            self.weighs_input = True
+            chosen &= ~chosen.all(dim=0) | (weights != 0)
         return _rank(weights, chosen)
+
+    def _weigh_inputs(
+        self, weights: torch.Tensor, numbers: torch.Tensor, factors: dict[int, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the weights that multiplied what experts received.
+
+        Args:
+            weights: By which experts' outputs are added up. # (num_tokens, num_experts)
+            numbers: The row of each expert that has the weight. # (num_tokens, num_experts)
+            factors: By expert, the weights of its rows. # each (num_rows,)
+        """
+        weighted = weights.clone()
+        for index, of_rows in factors.items():
+            column = weights[:, index]
+            if bool(((column != 0) & (column != 1)).any()):
+                raise self._block.unreadable(WEIGHTED_TWICE)
+            chosen = torch.nonzero(column).flatten()
+            weighted[chosen, index] = of_rows.to(column)[numbers[chosen, index]]
+        return weighted
 
     def _read_group(
         self, total: SumInBlock, first: int, *, most_rows: int

@@ -58,12 +58,14 @@ class SeparateExpertsWatch:
     Attributes:
         is_searched: Whether the block does more than send its hidden states to experts and add up
             their outputs, so that decisions are read from a sum within it.
+        weighs_input: Whether the weights multiply what experts receive.
     """
 
     def __init__(self, layer: MoeLayer, *, keep_scores: bool) -> None:
         self.output_factor: float | None = 1.0
         self.router_path: str | None = None
         self.is_searched = False
+        self.weighs_input = False
         self._layer = layer
         self._keep_scores = keep_scores
         # The call of the block that is under way.
@@ -184,7 +186,7 @@ class SeparateExpertsWatch:
             ids, weights = search.decide()
         except UntraceableError as error:
             raise error from refusal
-        self.is_searched = True
+        self.is_searched, self.weighs_input = True, search.weighs_input
         self.output_factor = None
         return Decision(ids, weights, self._find_scores(call, len(weights)))
 

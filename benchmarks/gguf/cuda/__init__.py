@@ -1,0 +1,1 @@
+"""Measurements of llama.cpp on GPUs with CUDA."""

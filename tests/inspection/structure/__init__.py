@@ -1,0 +1,1 @@
+"""Tests of modules in memory that are counted by their structure."""
