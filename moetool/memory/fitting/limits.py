@@ -89,7 +89,6 @@ def find_limits(
         sized = replace(scenario, batch_size=batch_size, num_prompt_tokens=num_prompt_tokens)
         return runs.begins_beyond(sized, gpu.memory_bytes)
 
-    run = runs.run(scenario, is_brief=True)
     try:
         found = search_limits(
             try_sizes,
@@ -101,7 +100,6 @@ def find_limits(
             num_new_tokens=scenario.num_new_tokens,
             context=runs.loader.builder.context,
             most_tokens_at_once=most_tokens_at_once,
-            fixed_bytes=None if run is None else run.figures.fixed_bytes,
         )
     finally:
         runs.purpose = None

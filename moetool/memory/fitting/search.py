@@ -83,7 +83,6 @@ def search_limits(
     num_new_tokens: int,
     context: int | None,
     most_tokens_at_once: int | None = None,
-    fixed_bytes: int | None = None,
 ) -> FoundLimits:
     """Return the longest prompt at a batch size, and the largest batch at that prompt, that fit.
 
@@ -110,8 +109,6 @@ def search_limits(
         context: The most tokens of a sequence, new ones included; None if the model doesn't say.
         most_tokens_at_once: The most tokens of all sequences together that are tried, new ones
             included; None for no further limit.
-        fixed_bytes: Memory that no sequence takes, such as that of weights. The first batch that is
-            tried after `batch_size` is the one that would fill the rest; None for twice as many.
     """
     try_once = cache(try_sizes)
     prompt = search_longest_prompt(
@@ -137,7 +134,6 @@ def search_limits(
         start=batch_size,
         largest=most_sequences,
         find_step=lambda _number: 1,
-        fixed_bytes=fixed_bytes,
     )
     batch, is_batch_cut = _find_by_guesses(
         search,
@@ -255,7 +251,6 @@ def _find_largest(
     start: int,
     largest: int,
     find_step: Callable[[int], int],
-    fixed_bytes: int | None = None,
 ) -> tuple[int, bool]:
     """Return a number that fits while one at most a step above doesn't; 0 if 1 doesn't fit.
 
@@ -267,7 +262,6 @@ def _find_largest(
         start: The number to begin with.
         largest: The largest number that may be tried, and that is returned if it fits.
         find_step: Returns the step above a number that fits.
-        fixed_bytes: Memory that the number 0 would take; None if that is unknown.
     """
     seen: dict[int, int] = {}
     fitting, failing = 0, largest + 1
@@ -283,37 +277,20 @@ def _find_largest(
             failing = number
         step = find_step(fitting)
         if failing > largest:
-            number = _grow(
-                seen,
-                memory_bytes,
-                fitting=fitting,
-                largest=largest,
-                step=step,
-                fixed_bytes=fixed_bytes,
-            )
+            number = _grow(seen, memory_bytes, fitting=fitting, largest=largest, step=step)
         else:
             number = _narrow(seen, memory_bytes, fitting=fitting, failing=failing, step=step)
     return fitting, False
 
 
 def _grow(
-    seen: Mapping[int, int],
-    memory_bytes: int,
-    *,
-    fitting: int,
-    largest: int,
-    step: int,
-    fixed_bytes: int | None,
+    seen: Mapping[int, int], memory_bytes: int, *, fitting: int, largest: int, step: int
 ) -> int | None:
     """Return the next number to try while all have fitted; None if there is no larger one."""
     if fitting == largest:
         return None
     if len(seen) == 1:
-        number = 2 * fitting
-        if fixed_bytes is not None:
-            filling = _find_crossing({0: fixed_bytes, **seen}, (0, fitting), memory_bytes)
-            number = max(filling or number, fitting + 1)
-        return min(number, largest)
+        return min(2 * fitting, largest)
     crossing = _find_crossing(seen, sorted(seen)[-2:], memory_bytes)
     most = min(_LARGEST_GROWTH * fitting, largest)
     if seen[fitting] > memory_bytes:

@@ -43,11 +43,6 @@ class SimulatedFigures:
         return self.total_device_bytes - self.peak_reserved_bytes
 
     @property
-    def fixed_bytes(self) -> int:
-        """Memory that is the same for all numbers of sequences and tokens."""
-        return self.weights_bytes + self.context_bytes
-
-    @property
     def beyond_weights_and_cache_bytes(self) -> int:
         """Memory reserved at the peak, except weights and cache."""
         return self.peak_reserved_bytes - self.weights_bytes - self.cache_bytes

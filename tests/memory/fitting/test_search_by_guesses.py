@@ -26,7 +26,6 @@ def search(
     tried: list[Sizes] | None = None,
     *,
     is_too_large: Callable[[int, int], bool] | None = None,
-    fixed_bytes: int | None = None,
 ) -> FoundLimits:
     def try_sizes(batch_size: int, num_prompt_tokens: int) -> Trial:
         sizes = (batch_size, num_prompt_tokens)
@@ -43,7 +42,6 @@ def search(
         num_prompt_tokens=2048,
         num_new_tokens=256,
         context=10**6,
-        fixed_bytes=fixed_bytes,
     )
 
 
@@ -72,22 +70,6 @@ def test_a_part_that_is_too_large_spares_the_whole(share: float) -> None:
     assert found == search(None)
     largest = [(1, found.limits.largest_prompt_tokens), (found.limits.largest_batch_size, 2048)]
     assert (tried == largest) == (share == 1)
-
-
-@pytest.mark.parametrize("fixed_bytes", [0, 20_000 * MIB, CAPACITY - 1, CAPACITY])
-def test_the_first_larger_batch_is_the_one_that_fills_the_rest(fixed_bytes: int) -> None:
-    guessed: list[Sizes] = []
-
-    def guess(*sizes: int) -> Trial:
-        guessed.append((sizes[0], sizes[1]))
-        return as_trial(count_bytes(*sizes))
-
-    found = search(guess, fixed_bytes=fixed_bytes)
-    assert found == search(None)
-    batches = [batch for batch, tokens in guessed if tokens == 2048 and batch > 1]
-    rest, grown = CAPACITY - fixed_bytes, count_bytes(1, 2048) - fixed_bytes
-    # A sequence alone takes less than what is said to be fixed.
-    assert batches[0] == (max(rest // grown, 2) if grown > 0 else 2)
 
 
 @pytest.mark.parametrize("is_always_fitting", [False, True])
