@@ -58,7 +58,10 @@ gguf:  ## Compare with the gguf package and with llama.cpp itself, which docs/mo
 	python -m benchmarks.gguf.compare_buffers
 	python -m benchmarks.gguf.llama_cpp_devices qwen3_moe > /tmp/llama_cpp_devices.jsonl
 	python -m benchmarks.gguf.check_receipts /tmp/llama_cpp_devices.jsonl
-	python -m benchmarks.gguf.check_routing $(LLAMA_CPP)
+	python -m benchmarks.gguf.routing.demo $(LLAMA_CPP)
+	python -m benchmarks.gguf.routing.families $(LLAMA_CPP)
+	python -m benchmarks.gguf.routing.devices $(LLAMA_CPP)
+	python -m benchmarks.gguf.routing.quantized $(LLAMA_CPP) --check
 
 families:  ## Prove every family on the installed transformers
 	pytest tests/anatomy tests/families

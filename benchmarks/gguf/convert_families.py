@@ -25,7 +25,7 @@ from moetool.checkpoint.gguf.header import read_gguf_header
 from tests.families.tiny.models import available, build_family
 
 # Wider than the tiny models of other tests, so that rows fill blocks of 32 numbers.
-_WIDE = {
+WIDE = {
     "hidden_size": 128,
     "intermediate_size": 96,
     "moe_intermediate_size": 64,
@@ -41,7 +41,7 @@ _WIDE = {
 }
 # The converter has no names for the dense layers that other tests give these families, or it needs
 # fields that their configurations of today don't have.
-_OWN: dict[str, dict[str, Any]] = {
+OWN: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"mlp_only_layers": []},
     "qwen3_moe": {"mlp_only_layers": []},
     "mellum": {"mlp_layer_types": ["sparse"] * 4},
@@ -50,6 +50,19 @@ _OWN: dict[str, dict[str, Any]] = {
     "dbrx": {"hidden_size": 64},
 }
 _TYPES = ("f32", "f16", "bf16", "q8_0")
+
+
+def import_converter(folder: Path) -> tuple[Any, Any]:
+    """Return the converter's package in a folder of llama.cpp, and the one that it writes with."""
+    # It needs the version of the package that it comes with. Folders next to it have common names.
+    sys.path.insert(0, str(folder / "gguf-py"))
+    sys.path.append(str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
+        del sys.modules[name]
+    import conversion  # type: ignore[import-not-found]
+    import gguf  # type: ignore[import-not-found]
+
+    return conversion, gguf
 
 
 def convert(
@@ -97,7 +110,7 @@ def convert(
 
 def convert_family(source: tuple[Any, Any], family: str, tensor_type: str) -> dict[str, Any]:
     """Return the line of one family: its configuration, and the header of its file."""
-    model = build_family(family, **_WIDE | _OWN.get(family, {}))
+    model = build_family(family, **WIDE | OWN.get(family, {}))
     with tempfile.TemporaryDirectory() as name:
         folder, output = Path(name, "model"), Path(name, "model.gguf")
         model.save_pretrained(folder)
@@ -118,15 +131,11 @@ def convert_family(source: tuple[Any, Any], family: str, tensor_type: str) -> di
 
 def main() -> None:
     """Print a line for each family, the types of matrices taken in turn."""
-    source = Path(sys.argv[1])
-    sys.path[:0] = [str(source), str(source / "gguf-py")]
-    import conversion  # type: ignore[import-not-found]
-    import gguf  # type: ignore[import-not-found]
-
+    source = import_converter(Path(sys.argv[1]))
     number = 0
     for family in sys.argv[2:] or available():
         try:
-            line = convert_family((conversion, gguf), family, _TYPES[number % len(_TYPES)])
+            line = convert_family(source, family, _TYPES[number % len(_TYPES)])
         except (Exception, SystemExit) as error:  # noqa: BLE001  the converter raises anything
             sys.stderr.write(f"{family}: {type(error).__name__}: {str(error)[:200]}\n")
             continue

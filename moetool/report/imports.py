@@ -54,7 +54,9 @@ def render_result_text(result: ImportResult, view: View = DEFAULT_VIEW) -> str:
 
 def _describe_size(result: ImportResult) -> Iterator[Words]:
     article = "a trace" if result.kind == "trace" else "a load table, which has no tokens,"
-    yield style_words(f"Imported {article} from {result.format}", Style.STRONG)
+    # The only engine that moetool runs itself.
+    how = "Recorded in" if result.format == "llama.cpp" else f"Imported {article} from"
+    yield style_words(f"{how} {result.format}", Style.STRONG)
     sizes = [number_of(result.num_layers, "routed layer")]
     if result.num_prompts is not None and result.num_tokens is not None:
         sizes = [

@@ -57,7 +57,9 @@ OPTIONS = {
     | {"--quantization", "--double-quant", "--quantize-experts", "--no-quantize-experts"}
     | {"--allow-inexact"}
     | {"--saliency", "--report"}
-    | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
+    | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"}
+    | {"--n-gpu-layers", "--threads", "--ctx-size", "--ubatch-size"}
+    | {"--cache-type-k", "--cache-type-v", "--flash-attn"},
     "import": {"--detect", "--model", "--layers", "--num-layers", "--num-experts", "--top-k"}
     | {"--layer-offset", "--micro-batch-size"},
     "validate": set(),

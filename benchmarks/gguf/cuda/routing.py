@@ -19,7 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moetool.catalogue.names import demo_folder
-from moetool.tracing.llama_cpp.record import LlamaCppOptions, record_prompts
+from moetool.tracing.llama_cpp.options import LlamaCppOptions
+from moetool.tracing.llama_cpp.record import record_prompts
 from tests.command import REPOSITORY
 
 _NUM_PROMPTS, _MOST_TOKENS = 80, 96
@@ -43,7 +44,9 @@ def main() -> None:
     parser.add_argument("--n-gpu-layers", type=int, default=0)
     parser.add_argument("--cache-type", default="f32")
     given = parser.parse_args()
-    options = LlamaCppOptions(num_gpu_layers=given.n_gpu_layers, cache_type=given.cache_type)
+    options = LlamaCppOptions(
+        num_gpu_layers=given.n_gpu_layers, type_k=given.cache_type, type_v=given.cache_type
+    )
     model = AutoModelForCausalLM.from_pretrained(demo_folder(), dtype=torch.float32)
     prompts, equal, total, margins = read_prompts(), 0, 0, [0.0]
     for ids, found in zip(prompts, record_prompts(given.path, prompts, options), strict=True):

@@ -176,7 +176,9 @@ class RowCollector:
 
     def _make_table(self, waiting: Sequence[tuple[TokenRun, LayerChoices]]) -> pa.Table:
         """Return the rows of some layers of runs, and count them."""
-        words: dict[str, dict[str, int]] = {"prompt_id": {}, "domain": {}, "stack": {}}
+        words: dict[str, dict[str, int]] = {
+            name: {} for name in ("prompt_id", "domain", "stack", "token")
+        }
         parts: dict[str, list[NDArray[Any]]] = {name: [] for name in self.schema.names}
         for run, choices in waiting:
             token, expert, rank, weight = _flatten(choices)
@@ -193,6 +195,7 @@ class RowCollector:
                 "phase": None if run.phase is None else run.phase[token],
                 "position": run.position[token],
                 "token_id": None if run.token_id is None else run.token_id[token],
+                "token": None if run.token is None else _code_all(words["token"], run.token)[token],
                 "layer": np.full(len(token), choices.layer),
                 "rank": rank,
                 "expert": expert,
@@ -253,6 +256,10 @@ def _flatten(
     token, _ = np.nonzero(is_real)
     rank = (np.cumsum(is_real, axis=1) - 1)[is_real]
     return token, experts[is_real], rank, None if weights is None else weights[is_real]
+
+
+def _code_all(codes: dict[str, int], words: Sequence[str]) -> NDArray[np.int32]:
+    return np.array([codes.setdefault(word, len(codes)) for word in words], dtype=np.int32)
 
 
 def _code(codes: dict[str, int], word: str, number: int) -> NDArray[np.int32]:

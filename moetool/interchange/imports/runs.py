@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moetool.trace.loads.metadata import Precision
 
 Place = tuple[str, int]
-Column = Literal["domain", "phase", "token_id", "rank", "weight"]
+Column = Literal["domain", "phase", "token_id", "token", "rank", "weight"]
 
 DECODER = "decoder"
 
@@ -50,6 +50,7 @@ class TokenRun:
         domain: As in the trace's column; None without one.
         phase: Index into `PHASES`; None if unknown. # (num_tokens,)
         token_id: None if unknown. # (num_tokens,)
+        token: The tokenizer's own pieces; None if unknown.
     """
 
     source: str
@@ -59,6 +60,7 @@ class TokenRun:
     domain: str | None = None
     phase: NDArray[np.int64] | None = None
     token_id: NDArray[np.int64] | None = None
+    token: Sequence[str] | None = None
 
 
 @dataclass
@@ -75,6 +77,7 @@ class Facts:
         has_weight_order: False if ranks need not be in the order of weights.
         precision: Of the counts of a load table.
         notes: Sentences that a reader should know.
+        of_run: Further fields of a trace's metadata, which only a run knows.
     """
 
     format: str
@@ -86,6 +89,7 @@ class Facts:
     has_weight_order: bool = True
     precision: Precision = "exact"
     notes: list[str] = field(default_factory=list)
+    of_run: dict[str, Any] = field(default_factory=dict)
 
     def note(self, sentence: str) -> None:
         """Add a note, unless it is there already."""

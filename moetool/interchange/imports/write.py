@@ -154,11 +154,14 @@ def write_trace(
             num_tokens=collector.num_tokens,
             num_decisions=collector.num_decisions,
             notes=(
-                f"Imported from {facts.format}.",
+                f"Recorded in {facts.format}."
+                if facts.of_run
+                else f"Imported from {facts.format}.",
                 *facts.notes,
                 *shapes.notes,
                 *shapes.notes_on_counts,
             ),
+            **facts.of_run,
         )
         sink.finish(metadata)
     return ImportResult(

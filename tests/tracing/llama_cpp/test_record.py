@@ -6,23 +6,26 @@ The decisions of llama.cpp itself are compared with transformers' by `make gguf`
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pytest
 
-from moetool.errors import DenseModelError, InputError, UntraceableError
+from moetool.errors import DenseModelError, InputError, UntraceableError, UsageError
 from moetool.library import trace_gguf as library
+from moetool.report.imports import render_result_text
 from moetool.trace.reading.reader import open_trace
 from moetool.tracing.llama_cpp import record
-from moetool.tracing.llama_cpp.record import LlamaCppOptions, RecordedPrompt, record_prompts
-from moetool.tracing.llama_cpp.worker import Recorder, WorkerError
+from moetool.tracing.llama_cpp.options import LlamaCppOptions
+from moetool.tracing.llama_cpp.record import RecordedPrompt, record_prompts
 from moetool.tracing.prompts.prompts import Prompt
+from tests.checkpoint.gguf.test_files import write_parts
 from tests.checkpoint.gguf.writer import moe_metadata, moe_tensors, write_gguf
 from tests.command import RunMoetool
-from tests.tracing.llama_cpp.planted_worker import LAYERS, NUM_EXPERTS, plant
+from tests.tracing.llama_cpp.planted_worker import LAYERS, NEW_TOKENS, NUM_EXPERTS, plant
 
 PLANTED = (sys.executable, "-m", "tests.tracing.llama_cpp.planted_worker")
 
@@ -36,8 +39,14 @@ def path(tmp_path: Path) -> Path:
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let traces come from the stand-in."""
 
-    def run(path: Path, prompts: list[str], options: LlamaCppOptions) -> Iterator[RecordedPrompt]:
-        return record_prompts(path, prompts, options, command=PLANTED)
+    def run(
+        path: Path,
+        prompts: list[str],
+        options: LlamaCppOptions,
+        *,
+        routed_layers: Collection[int],
+    ) -> Iterator[RecordedPrompt]:
+        return record_prompts(path, prompts, options, routed_layers=routed_layers, command=PLANTED)
 
     monkeypatch.setattr(library, "record_prompts", run)
 
@@ -48,28 +57,34 @@ def prompts_of(*texts: str) -> list[Prompt]:
 
 @pytest.mark.usefixtures("planted")
 def test_rows_are_the_planted_decisions_by_falling_weight(path: Path, tmp_path: Path) -> None:
-    prompts = prompts_of("one two three", "a longer prompt")
-    result = library.trace_gguf(path, prompts, tmp_path / "t.parquet")
-    assert (result.num_prompts, result.num_tokens, result.num_rows) == (2, 6, 6 * 2 * 2)
-    source = open_trace(tmp_path / "t.parquet")
-    assert source.metadata is not None
-    assert source.metadata.complete
-    assert source.metadata.model == str(path)
-    assert {(each.layer, each.num_experts, each.top_k) for each in source.metadata.layers} == {
+    prompts = prompts_of("one two three", "a far longer prompt")
+    options = LlamaCppOptions(max_new_tokens=3, max_prompt_tokens=3)
+    result = library.trace_gguf(path, prompts, tmp_path / "t.parquet", options=options)
+    num_tokens = 2 * (3 + 2)
+    assert (result.num_prompts, result.num_tokens) == (2, num_tokens)
+    assert result.num_rows == num_tokens * len(LAYERS) * 2
+    metadata = open_trace(tmp_path / "t.parquet").metadata
+    assert metadata is not None
+    assert metadata.complete
+    assert metadata.model == str(path)
+    assert (metadata.max_new_tokens, metadata.num_new_tokens) == (3, 6)
+    assert metadata.notes == ("Recorded in llama.cpp.",)
+    assert render_result_text(result).startswith("Recorded in llama.cpp\n")
+    assert (metadata.max_prompt_tokens, metadata.num_cut_prompts) == (3, 1)
+    assert {(each.layer, each.num_experts, each.top_k) for each in metadata.layers} == {
         (layer, NUM_EXPERTS, 2) for layer in LAYERS
     }
-    import pandas as pd
-
     rows = pd.read_parquet(tmp_path / "t.parquet")
-    assert set(rows["phase"]) == {"prefill"}
     for number, prompt in enumerate(prompts):
         for layer in LAYERS:
-            tokens = [len(word) for word in prompt.text.split()]
+            tokens = [*(len(word) for word in prompt.text.split()[:3]), *NEW_TOKENS[:2]]
             experts, weights = plant(layer, tokens)
             of_layer = rows[(rows["prompt_id"] == f"p{number}") & (rows["layer"] == layer)]
             for rank in (0, 1):
                 of_rank = of_layer[of_layer["rank"] == rank].sort_values("position")
+                assert of_rank["phase"].tolist() == ["prefill"] * 3 + ["decode"] * 2
                 assert of_rank["token_id"].tolist() == tokens
+                assert of_rank["token"].tolist() == [f"<{token}>" for token in tokens]
                 # The stand-in writes the smaller weight first.
                 assert of_rank["expert"].tolist() == experts[:, 1 - rank].tolist()
                 assert of_rank["weight"].tolist() == weights[:, 1 - rank].tolist()
@@ -77,20 +92,36 @@ def test_rows_are_the_planted_decisions_by_falling_weight(path: Path, tmp_path: 
 
 @pytest.mark.usefixtures("planted")
 @pytest.mark.parametrize(
-    ("text", "error", "words"),
+    ("text", "error", "words", "seen"),
     [
-        ("please crash", UntraceableError, "ended with code 134 at prompt 2"),
-        ("cut short", UntraceableError, "ended with code 0 at prompt 2"),
-        ("refuse this", InputError, "the file has no tokenizer"),
-        ("a dense one", UntraceableError, "computed no router"),
+        (
+            "please crash",
+            UntraceableError,
+            "ended with code 134 while running prompt 2",
+            "seen: GGML_ASSERT(planted) failed",
+        ),
+        ("be killed", UntraceableError, "ended by SIGKILL while running prompt 2", None),
+        ("cut short", UntraceableError, "ended with code 0 while running prompt 2", None),
+        (
+            "unloadable",
+            InputError,
+            "could not load the file",
+            "seen: error loading model: planted",
+        ),
+        ("an unknown graph", UntraceableError, "it routes in another way", None),
+        ("with fewer layers", UntraceableError, "does not run experts in layer 1", None),
     ],
 )
 def test_what_fails_on_the_way_leaves_no_trace(
-    path: Path, tmp_path: Path, text: str, error: type[Exception], words: str
+    path: Path, tmp_path: Path, text: str, error: type[Exception], words: str, seen: str | None
 ) -> None:
-    with pytest.raises(error, match=words):
+    before = set(tmp_path.iterdir())
+    with pytest.raises(error, match=words) as refused:
         library.trace_gguf(path, prompts_of("fine", text), tmp_path / "t.parquet")
-    assert not (tmp_path / "t.parquet").exists()
+    assert isinstance(refused.value, UntraceableError | InputError)
+    assert refused.value.facts == (() if seen is None else (seen,))
+    assert refused.value.hint
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_a_dense_file_is_not_run(tmp_path: Path) -> None:
@@ -98,6 +129,59 @@ def test_a_dense_file_is_not_run(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "dense.gguf", moe_metadata(expert_count=0), tensors)
     with pytest.raises(DenseModelError, match="dense model"):
         library.trace_gguf(path, prompts_of("text"), tmp_path / "t.parquet")
+
+
+def test_layers_without_experts_and_conversations_are_refused(path: Path, tmp_path: Path) -> None:
+    trace = partial(library.trace_gguf, path, output=tmp_path / "t.parquet")
+    with pytest.raises(UsageError, match="Layer 5 has no experts"):
+        trace(prompts_of("text"), options=LlamaCppOptions(layers=frozenset({0, 5})))
+    talk = Prompt("p", "words", "text", "here", messages=({"role": "user", "content": "text"},))
+    with pytest.raises(InputError, match="is a conversation"):
+        trace([talk])
+
+
+def cut_file(folder: Path) -> Path:
+    path = write_gguf(folder / "cut.gguf", moe_metadata(), moe_tensors())
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    return path
+
+
+def part_of_three(folder: Path) -> Path:
+    first, _, last = write_parts(folder)
+    last.unlink()
+    return first
+
+
+def imatrix(folder: Path) -> Path:
+    return write_gguf(folder / "i.gguf", {"general.type": "imatrix"}, moe_tensors())
+
+
+def adapter(folder: Path) -> Path:
+    metadata = {**moe_metadata(), "general.type": "adapter"}
+    return write_gguf(folder / "lora.gguf", metadata, moe_tensors())
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (cut_file, "not a complete GGUF file"),
+        (part_of_three, "lacks 1 of the 3 parts"),
+        (imatrix, "holds an importance matrix"),
+        (adapter, "holds a LoRA adapter"),
+    ],
+)
+def test_files_that_hold_no_whole_model_get_one_sentence(
+    tmp_path: Path, run_moetool: RunMoetool, write: object, words: str
+) -> None:
+    assert callable(write)
+    target = tmp_path / "t.parquet"
+    done = run_moetool("route-trace", write(tmp_path), "--prompt", "text", "-o", target)
+    assert done.returncode == 3
+    assert words in done.stderr
+    starts = [line.partition(":")[0] for line in done.stderr.splitlines()]
+    assert (starts.count("error"), starts.count("hint")) == (1, 1)
+    assert not target.exists()
 
 
 def test_without_llama_cpp_the_command_is_named(
@@ -115,28 +199,29 @@ def test_without_llama_cpp_the_command_is_named(
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--dtype", "float16"), ("--max-new-tokens", "4"), ("--probabilities",)]
+    ("arguments", "words"),
+    [
+        (("--dtype", "float16"), "--dtype has no effect"),
+        (
+            ("--device", "cpu", "--max-new-tokens", "4", "--temperature", "1"),
+            "--device and --temperature have no effect",
+        ),
+        (("--quantization", "nf4", "--verbose"), "--verbose and --quantization have no effect"),
+        (("--chat",), "--chat has no effect"),
+        (("--cache-type-k", "q9"), "'q9'"),
+        (("--flash-attn", "maybe"), "'maybe'"),
+    ],
 )
-def test_options_of_transformers_are_refused(
-    path: Path, tmp_path: Path, run_moetool: RunMoetool, arguments: tuple[str, ...]
+def test_options_that_llama_cpp_does_not_have_are_refused(
+    path: Path, tmp_path: Path, run_moetool: RunMoetool, arguments: tuple[str, ...], words: str
 ) -> None:
     target = tmp_path / "t.parquet"
     done = run_moetool("route-trace", path, "--prompt", "text", "-o", target, *arguments)
     assert done.returncode == 2
-    assert "runs in llama.cpp" in done.stderr
+    assert words in done.stderr
 
 
-def test_decisions_of_micro_batches_are_joined() -> None:
-    recorder = Recorder.__new__(Recorder)
-    recorder._orders = {3: [np.array([[2, 0, 1]]), np.array([[1, 2, 0], [0, 1, 2]])]}
-    first, last = np.array([9.0, 9.0]), np.array([9.0, 9.0, 9.0, 9.0])
-    normed = [np.array([0.7, 0.3]), np.array([0.6, 0.4, 0.8, 0.2])]
-    recorder._weights = {3: {"weights": [first, last], "weights_norm": normed}}
-    experts, weights, num_experts = recorder.take(3)[3]
-    assert experts.tolist() == [[2, 0], [1, 2], [0, 1]]
-    assert weights.tolist() == [[0.7, 0.3], [0.6, 0.4], [0.8, 0.2]]
-    assert num_experts == 3
-    recorder._orders = {0: [np.array([[0, 1]])]}
-    recorder._weights = {0: {"weights": [np.array([1.0])]}}
-    with pytest.raises(WorkerError, match="1 of 2 decisions"):
-        recorder.take(2)
+def test_options_about_gguf_files_are_refused_for_other_models(run_moetool: RunMoetool) -> None:
+    done = run_moetool("route-trace", "demo", "--prompt", "text", "--ctx-size", "8")
+    assert done.returncode == 2
+    assert "--ctx-size is about GGUF files" in done.stderr

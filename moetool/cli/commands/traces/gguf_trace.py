@@ -3,59 +3,69 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool.cli.observer import TerminalObserver
+from moetool.cli.options.route_trace import gguf
 from moetool.cli.output import see_terminal
 from moetool.errors import UsageError
 
 if TYPE_CHECKING:
     from moetool.checkpoint.reference import ModelReference
+    from moetool.trace.writing.sink_choice import SinkChoice
+    from moetool.tracing.llama_cpp.options import LlamaCppOptions
     from moetool.tracing.options import TraceOptions
+    from moetool.tracing.processes.processes import Processes
     from moetool.tracing.prompts.prompts import Prompt
 
 
-def check_options(
+def choose_options(
     reference: ModelReference,
-    options: TraceOptions,
-    others: Sequence[object],
+    own: Mapping[str, object],
+    common: TraceOptions,
+    others: Mapping[str, object],
     *,
     output: Path | None,
-) -> bool:
-    """Return whether a model is a GGUF file, and refuse options that tracing one doesn't have.
+    processes: Processes,
+) -> LlamaCppOptions | None:
+    """Return how llama.cpp is to trace a model; None if it is not a GGUF file.
 
     Args:
         reference: The model.
-        options: How models of transformers are traced.
-        others: Further options, false or None by default.
+        own: See `gguf.read_options`, as the next two.
+        common: Those of all models.
+        others: Further options.
         output: Where the trace goes.
+        processes: Those of the run.
 
     Raises:
-        UsageError: One is given, or no output.
+        UsageError: An option of the other kind of model is given, there is no output, or there are
+            several processes.
     """
     from moetool.checkpoint.reference import ModelKind
-    from moetool.tracing.options import TraceOptions
 
     if reference.kind is not ModelKind.GGUF:
-        return False
-    if options != TraceOptions() or any(others):
-        raise UsageError(
-            "A GGUF file runs in llama.cpp, which takes prompts and an output, and continues none.",
-            hint="Leave out all options except --prompts, --prompt, --limit, --output and --force.",
-        )
+        gguf.refuse_own(own)
+        return None
+    options = gguf.read_options(own, common, others)
     if output is None:
         raise UsageError(
             "The trace of a GGUF file needs a file to go to.", hint="Name one with --output."
         )
-    return True
+    if processes.are_several:
+        raise UsageError(
+            "A GGUF file is traced by one process.", hint="Run the command without torchrun."
+        )
+    return options
 
 
 def trace_file(
     reference: ModelReference,
     prompts: Sequence[Prompt],
-    output: Path,
+    options: LlamaCppOptions,
+    sink: SinkChoice,
     observer: TerminalObserver,
     *,
     force: bool,
@@ -66,8 +76,9 @@ def trace_file(
     from moetool.report.renderer import ReportFormat
 
     assert reference.path is not None
+    assert sink.target is not None
     observer.step("running llama.cpp")
-    result = trace_gguf(reference.path, prompts, output, overwrite=force)
+    result = trace_gguf(reference.path, prompts, sink.target, options=options, overwrite=force)
     if not observer.is_quiet:
         shown = RESULT_RENDERERS[ReportFormat.TABLE](result, see_terminal(sys.stderr))
         sys.stderr.write(shown)

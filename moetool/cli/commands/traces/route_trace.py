@@ -6,9 +6,10 @@ from moetool.cli.commands.traces import gguf_trace
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_run_inputs
 from moetool.cli.observer import TerminalObserver
+from moetool.cli.options.memory_estimate.gguf import CacheTypeK, CacheTypeV, UbatchSize
 from moetool.cli.options.route_trace import generation as generating
+from moetool.cli.options.route_trace import gguf, quantizing, recording, running
 from moetool.cli.options.route_trace import prompts as prompt_options
-from moetool.cli.options.route_trace import quantizing, recording, running
 from moetool.cli.options.shared import ForceOption, PageOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
 from moetool.cli.processes import current_processes, join_processes, runs_together
@@ -63,6 +64,13 @@ def route_trace(
     seed: generating.Seed = 0,
     cache: generating.CacheOption = CacheKind.DYNAMIC,
     save_text: generating.SaveText = None,
+    n_gpu_layers: gguf.GpuLayers = None,
+    threads: gguf.Threads = None,
+    ctx_size: gguf.ContextSize = None,
+    ubatch_size: UbatchSize = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
+    flash_attn: gguf.FlashAttention = None,
     output: recording.Output = None,
     output_format: recording.Format = None,
     report: PageOption = None,
@@ -127,29 +135,36 @@ def route_trace(
         allow_inexact=allow_inexact,
         generation=generation,
     )
-    others = (output_format, report, resume, save_text, verbose, show)
-    is_gguf = gguf_trace.check_options(reference, options, others, output=sink.target)
+    own = gguf.name_values(
+        n_gpu_layers, threads, ctx_size, ubatch_size, cache_type_k, cache_type_v, flash_attn
+    )
+    others = {"--resume": resume, "--save-text": save_text, "--show": show, "--verbose": verbose}
+    of_llama_cpp = gguf_trace.choose_options(
+        reference, own, options, others, output=sink.target, processes=processes
+    )
     with observer:
         join_processes(observer.step, has_file=sink.target is not None)
         if prompts != "-":  # which may be typed on the terminal
             observer.step("reading prompts")
         read = choose_prompts(prompts, prompt, fields=fields, limits=limits, chat=chat)
-        if is_gguf and sink.target is not None:
-            gguf_trace.trace_file(reference, read, sink.target, observer, force=force)
-            return
-        run = trace_model(
-            reference,
-            read,
-            options,
-            place=share_place(sink, processes, plan=parallel),
-            observer=observer,
-            open_texts=open_texts,
-            num_excerpts=0 if quiet else show,
-            clock=clock,
-            processes=processes,
-        )
+        run = None
+        if of_llama_cpp is not None:
+            gguf_trace.trace_file(reference, read, of_llama_cpp, sink, observer, force=force)
+        else:
+            run = trace_model(
+                reference,
+                read,
+                options,
+                place=share_place(sink, processes, plan=parallel),
+                observer=observer,
+                open_texts=open_texts,
+                num_excerpts=0 if quiet else show,
+                clock=clock,
+                processes=processes,
+            )
     if processes.is_first:
-        summarize_run(run, observer, sink=sink, texts=save_text)
+        if run is not None:
+            summarize_run(run, observer, sink=sink, texts=save_text)
         make_page_of_run(report, trace=sink.target, force=force, is_quiet=quiet)
-        if verbose:
+        if run is not None and verbose:
             show_timings(run)
