@@ -106,8 +106,9 @@ class _Blocks:
 
     def count_needed_changes(self) -> Numbers:
         """Return by how much each event lets the allocated bytes grow if no block is larger than needed."""
-        needed_bytes = self._needed_bytes[self._born_at[self.of_event]]
-        return np.where(self._are_births, needed_bytes, -needed_bytes)
+        needed_bytes: Numbers = self._needed_bytes[self._born_at[self.of_event]]
+        changes: Numbers = np.where(self._are_births, needed_bytes, -needed_bytes)
+        return changes
 
     def describe(self, places: Numbers, *, start: int) -> Requests:
         """Return some events of a step as requests to a pool.
