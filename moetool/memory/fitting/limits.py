@@ -47,7 +47,8 @@ def find_limits(
 ) -> tuple[Limits, tuple[str, ...]]:
     """Return the largest scenarios that fit on a GPU, and where the search for them ended early.
 
-    Trials run the first and the last decoding step.
+    Trials run the first and the last decoding step; beyond a limit, the first is enough if it doesn't
+    fit.
 
     Args:
         runs: The model's runs.
@@ -84,10 +85,15 @@ def find_limits(
         )
         return Trial(run.figures.total_device_bytes, fits=limited is not None)
 
+    def is_too_large(batch_size: int, num_prompt_tokens: int) -> bool:
+        sized = replace(scenario, batch_size=batch_size, num_prompt_tokens=num_prompt_tokens)
+        return runs.begins_beyond(sized, gpu.memory_bytes)
+
     try:
         found = search_limits(
             try_sizes,
             guess_sizes=partial(try_sizes, is_guess=True),
+            is_too_large=is_too_large,
             memory_bytes=gpu.memory_bytes,
             batch_size=scenario.batch_size,
             num_prompt_tokens=scenario.num_prompt_tokens,

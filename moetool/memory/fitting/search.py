@@ -39,6 +39,10 @@ class Trial:
     fits: bool
 
 
+# Takes what tries a number, and returns what `_find_largest` does.
+_Search = Callable[[Callable[[int], Trial | None]], tuple[int, bool]]
+
+
 @dataclass(frozen=True)
 class FoundLimits:
     """The largest scenarios that fit, as far as the search went.
@@ -72,6 +76,7 @@ def search_limits(
     try_sizes: Callable[[int, int], Trial | None],
     *,
     guess_sizes: Callable[[int, int], Trial | None] | None = None,
+    is_too_large: Callable[[int, int], bool] | None = None,
     memory_bytes: int,
     batch_size: int,
     num_prompt_tokens: int,
@@ -95,6 +100,8 @@ def search_limits(
             they are too large for that, which ends a search.
         guess_sizes: Returns the trial that is expected, in less time. A search follows guesses, and
             what it finds is tried; None to try each step.
+        is_too_large: Whether a trial doesn't fit, as a part of it shows in less time; False if the
+            part fits. None without such parts.
         memory_bytes: The GPU's memory.
         batch_size: The batch size at which the longest prompt is looked for.
         num_prompt_tokens: The prompt length at which the largest batch is looked for.
@@ -107,6 +114,7 @@ def search_limits(
     prompt = search_longest_prompt(
         lambda number: try_once(batch_size, number),
         guess_tokens=guess_sizes and (lambda number: guess_sizes(batch_size, number)),
+        is_too_long=is_too_large and (lambda number: is_too_large(batch_size, number)),
         memory_bytes=memory_bytes,
         batch_size=batch_size,
         num_prompt_tokens=num_prompt_tokens,
@@ -120,13 +128,18 @@ def search_limits(
         # The sizes that were asked for are always tried.
         most_tokens_at_once = max(most_tokens_at_once, batch_size * tokens_of_sequence)
         most_sequences = min(most_sequences, most_tokens_at_once // tokens_of_sequence)
-    batch, is_batch_cut = _find_by_guesses(
-        lambda number: try_once(number, num_prompt_tokens),
-        guess_sizes and (lambda number: guess_sizes(number, num_prompt_tokens)),
+    search = partial(
+        _find_largest,
         memory_bytes=memory_bytes,
         start=batch_size,
         largest=most_sequences,
         find_step=lambda _number: 1,
+    )
+    batch, is_batch_cut = _find_by_guesses(
+        search,
+        lambda number: try_once(number, num_prompt_tokens),
+        guess_sizes and (lambda number: guess_sizes(number, num_prompt_tokens)),
+        is_too_large=is_too_large and (lambda number: is_too_large(number, num_prompt_tokens)),
     )
     return FoundLimits(
         Limits(
@@ -143,6 +156,7 @@ def search_longest_prompt(
     try_tokens: Callable[[int], Trial | None],
     *,
     guess_tokens: Callable[[int], Trial | None] | None = None,
+    is_too_long: Callable[[int], bool] | None = None,
     memory_bytes: int,
     batch_size: int,
     num_prompt_tokens: int,
@@ -152,17 +166,15 @@ def search_longest_prompt(
 ) -> LongestPrompt:
     """Return the longest prompt that fits at a batch size, as `search_limits` finds it.
 
+    The other arguments are those of `search_limits`.
+
     Args:
         try_tokens: Simulates a number of prompt tokens; None if they are too many for that, which
             ends the search.
         guess_tokens: Returns the trial that is expected; None to try each step.
-        memory_bytes: The GPU's memory.
+        is_too_long: Whether a part of a trial shows that it doesn't fit; None without such parts.
         batch_size: Sequences at once.
         num_prompt_tokens: The number to begin with.
-        num_new_tokens: Tokens generated for each sequence.
-        context: The most tokens of a sequence, new ones included; None if the model doesn't say.
-        most_tokens_at_once: The most tokens of all sequences together that are tried, new ones
-            included; None for no further limit.
     """
     most_prompt_tokens = _MOST_TOKENS
     if most_tokens_at_once is not None:
@@ -174,14 +186,14 @@ def search_longest_prompt(
     largest = (
         most_prompt_tokens if most_in_context is None else min(most_in_context, most_prompt_tokens)
     )
-    prompt, is_cut = _find_by_guesses(
-        try_tokens,
-        guess_tokens,
+    search = partial(
+        _find_largest,
         memory_bytes=memory_bytes,
         start=num_prompt_tokens,
         largest=largest,
         find_step=lambda number: max(_STEP_TOKENS, number // _STEP_SHARE),
     )
+    prompt, is_cut = _find_by_guesses(search, try_tokens, guess_tokens, is_too_large=is_too_long)
     is_whole_context = 0 < prompt == most_in_context
     return LongestPrompt(
         prompt,
@@ -191,35 +203,35 @@ def search_longest_prompt(
 
 
 def _find_by_guesses(
+    search: _Search,
     try_number: Callable[[int], Trial | None],
     guess_number: Callable[[int], Trial | None] | None,
     *,
-    memory_bytes: int,
-    start: int,
-    largest: int,
-    find_step: Callable[[int], int],
+    is_too_large: Callable[[int], bool] | None,
 ) -> tuple[int, bool]:
-    """Return what `_find_largest` does, after few trials.
+    """Return what a search by trials finds, after few trials.
 
-    Each step is guessed. The number found and the next one that was too large are tried, and each
-    trial makes the next guesses better. If guesses are wrong again and again, each step is tried.
+    Each step is guessed. The number found is tried, and so is the next one that was too large, unless
+    a part of it is too large already. Each trial makes the next guesses better. If guesses are wrong
+    again and again, each step is tried.
     """
-    search = partial(
-        _find_largest, memory_bytes=memory_bytes, start=start, largest=largest, find_step=find_step
-    )
     if guess_number is None:
         return search(try_number)
     for _ in range(_MOST_SEARCHES_BY_GUESSES):
         found, guesses = _follow_guesses(search, guess_number)
         beyond = min((number for number in guesses if number > found[0]), default=None)
-        ends = [number for number in (found[0], beyond) if number in guesses]
-        if all(try_number(number) == guesses[number] for number in ends):
+        is_confirmed = found[0] not in guesses or try_number(found[0]) == guesses[found[0]]
+        if is_confirmed and (
+            beyond is None
+            or (is_too_large is not None and is_too_large(beyond))
+            or try_number(beyond) == guesses[beyond]
+        ):
             return found
     return search(try_number)
 
 
 def _follow_guesses(
-    search: Callable[[Callable[[int], Trial | None]], tuple[int, bool]],
+    search: _Search,
     guess_number: Callable[[int], Trial | None],
 ) -> tuple[tuple[int, bool], dict[int, Trial | None]]:
     """Return what a search finds by guesses, and the guesses."""

@@ -78,6 +78,8 @@ class SkeletonBuilder:
             UntraceableError: transformers has no class for it.
             UsageError: The model can't be run as the scenario asks.
         """
+        if scenario.quantization is not Quantization.NONE:
+            self._refuse_quantized()
         config = self.make_config()
         dtype = self.find_dtype(scenario)
         with refuse_unbuildable(
@@ -96,7 +98,6 @@ class SkeletonBuilder:
         if scenario.cache is CacheKind.QUANTIZED:
             refuse_quantized_cache(skeleton, scenario, model=self.subject.model)
         if scenario.quantization is not Quantization.NONE:
-            self._refuse_quantized()
             from moetool.quantizing.on_meta.skeleton import quantize_skeleton
 
             quantize_skeleton(

@@ -29,6 +29,7 @@ class Case:
         assistant: The model that drafts tokens; None without one.
         seen_before: Earlier runs of the same skeleton; None without any.
         may_expect: Whether the ends of a generation may be those that earlier runs let expect.
+        is_only_begun: Whether the first of these ends is enough.
     """
 
     skeleton: PreTrainedModel
@@ -41,6 +42,7 @@ class Case:
     assistant: PreTrainedModel | None = None
     seen_before: SeenByOptions | None = None
     may_expect: bool = False
+    is_only_begun: bool = False
 
     @property
     def seen(self) -> SeenRuns | None:

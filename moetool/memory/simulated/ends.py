@@ -27,7 +27,9 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
     """
     weight_bytes = list_weight_bytes(case.skeleton)
     num_new_tokens = case.scenario.num_new_tokens
-    befores = [0, *_find_requantizing(case), num_new_tokens - num_at_ends]
+    befores = [0]
+    if not case.is_only_begun:
+        befores += [*_find_requantizing(case), num_new_tokens - num_at_ends]
     is_expected = False
 
     def generate(num_tokens_before: int) -> Timeline:
@@ -79,6 +81,7 @@ def replay_ends(
                 weight_bytes=weight_bytes,
                 capacity_bytes=capacity_bytes,
                 is_prompt_limited=False,
+                is_reserve_followed=False,
             )
             for timeline in others
         ]

@@ -120,6 +120,22 @@ class ModelRuns:
             self._drop_old_replays()
         return self._hold(run, scenario)
 
+    def begins_beyond(self, scenario: Scenario, memory_bytes: int) -> bool:
+        """Return whether the beginning of a run already takes more than a GPU has.
+
+        False if it doesn't, as where it is unknown.
+
+        Args:
+            memory_bytes: The GPU's memory, including the CUDA context's part.
+        """
+        if (scenario, True) in self._runs or (scenario, False) in self._runs:
+            return False
+        try:
+            run = self._hold(self._simulate(scenario, is_brief=True, is_only_begun=True), scenario)
+        except InputError:
+            return False
+        return run is not None and run.limit_to(memory_bytes) is None
+
     def _hold(self, run: SimulatedRun, scenario: Scenario) -> SimulatedRun | None:
         """Return a run with weights as a GPU holds them; None if those are unknown."""
         simulated_bytes = run.own_weights_bytes
@@ -137,7 +153,12 @@ class ModelRuns:
 
     @seldom_collected()
     def _simulate(
-        self, scenario: Scenario, *, is_brief: bool, may_expect: bool = False
+        self,
+        scenario: Scenario,
+        *,
+        is_brief: bool,
+        may_expect: bool = False,
+        is_only_begun: bool = False,
     ) -> SimulatedRun:
         builder = self.loader.builder
         builder.refuse_scenario(scenario)
@@ -159,6 +180,7 @@ class ModelRuns:
                     assistant=None if assistant is None else assistant.simulated,
                     seen_before=self._seen.setdefault(scenario.loading, SeenByOptions()),
                     may_expect=may_expect,
+                    is_only_begun=is_only_begun,
                     on_step=partial(self._say, scenario),
                 )
         except CantSimulate as error:

@@ -77,6 +77,7 @@ def run_scenario(
     assistant: PreTrainedModel | None = None,
     seen_before: SeenByOptions | None = None,
     may_expect: bool = False,
+    is_only_begun: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> SimulatedRun:
     """Return a simulated run of a scenario.
@@ -100,6 +101,7 @@ def run_scenario(
         assistant: The model that drafts tokens, on the meta device; None if the scenario has none.
         seen_before: Earlier runs of the same skeleton, to which this one is added; None without any.
         may_expect: Whether a brief run may be what earlier ones let expect, without running.
+        is_only_begun: Whether a brief run ends after its first steps.
         on_step: Receives a few words on each pass through the model and each layer in it.
 
     Raises:
@@ -138,6 +140,7 @@ def run_scenario(
         assistant=assistant,
         seen_before=seen_before,
         may_expect=may_expect,
+        is_only_begun=is_only_begun,
     )
     method = Method.SIMULATED
     try:

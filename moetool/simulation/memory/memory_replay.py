@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,8 +18,6 @@ from moetool.simulation.meta.dispatch import find_local
 _COLLECTIVES = frozenset(
     {"all_gather_into_tensor", "all_reduce", "all_to_all_single", "reduce_scatter_tensor"}
 )
-# With fewer calls, hardly a step does the same as the one before.
-_FEWEST_CALLS = 8
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,7 @@ def replay_timeline(
     weight_bytes: Sequence[int],
     capacity_bytes: int | None = None,
     is_prompt_limited: bool = True,
+    is_reserve_followed: bool = True,
 ) -> MemoryProfile:
     """Return the memory that a run takes on a GPU that holds nothing else.
 
@@ -95,6 +94,9 @@ def replay_timeline(
         weight_bytes: Sizes of the model's storages.
         capacity_bytes: Memory of the GPU that torch's allocator may reserve; None for no limit.
         is_prompt_limited: Whether the limit holds for the prompt's call as well.
+        is_reserve_followed: Whether the reserved bytes are needed. Without them, and without a limit,
+            small blocks are counted and not placed, which takes less time; the profile's reserved
+            bytes are then too low.
 
     Raises:
         DeviceFullError: The run doesn't fit within the limit.
@@ -107,20 +109,26 @@ def replay_timeline(
     weights_bytes = allocator.allocated_bytes
     in_cache = frozenset[int]().union(*(call.cache_blocks for call in timeline.calls))
     end_of_prefill = timeline.calls[1].first_event if len(timeline.calls) > 1 else None
-    meter = _Meter(allocator, timeline, in_cache=in_cache, weights_bytes=weights_bytes)
-    prefill = meter.run(0, end_of_prefill)
+    if capacity_bytes is None:
+        endless = _EndlessReplay(
+            allocator, timeline, in_cache=in_cache, is_reserve_followed=is_reserve_followed
+        )
+        prefill = endless.find_peak(0, end_of_prefill)
+        prefill_reserved_bytes = endless.prefill_reserved_bytes
+        decode = None if end_of_prefill is None else endless.find_peak(end_of_prefill, None)
+    else:
+        meter = _Meter(allocator, timeline, in_cache=in_cache, weights_bytes=weights_bytes)
+        prefill = meter.run(0, end_of_prefill)
+        if not is_prompt_limited:
+            allocator.restrict(capacity_bytes)
+        prefill_reserved_bytes = allocator.peak_reserved_bytes
+        decode = None if end_of_prefill is None else meter.run(end_of_prefill, None)
     assert prefill is not None
-    if capacity_bytes is not None and not is_prompt_limited:
-        allocator.restrict(capacity_bytes)
-    prefill_reserved_bytes = allocator.peak_reserved_bytes
-    decode = None
-    if end_of_prefill is not None:
-        has_steps = capacity_bytes is None and len(timeline.calls) >= _FEWEST_CALLS
-        decode = meter.run_steps() if has_steps else meter.run(end_of_prefill, None)
+    peaks = [peak.parts.above_weights_bytes for peak in (prefill, decode) if peak is not None]
     return MemoryProfile(
         weights_bytes=weights_bytes,
         cache_bytes=timeline.calls[-1].cache_bytes,
-        peak_allocated_bytes=meter.peak_allocated_bytes,
+        peak_allocated_bytes=weights_bytes + max(peaks),
         peak_reserved_bytes=allocator.peak_reserved_bytes,
         prefill=prefill,
         decode=decode,
@@ -151,11 +159,7 @@ def _count_communication(timeline: Timeline) -> int:
 
 
 class _Meter:
-    """Replays stretches of a timeline and finds the peak of each.
-
-    Attributes:
-        peak_allocated_bytes: The most that has been allocated so far.
-    """
+    """Replays stretches of a timeline, event by event, and finds the peak of each."""
 
     def __init__(
         self,
@@ -165,7 +169,6 @@ class _Meter:
         in_cache: frozenset[int],
         weights_bytes: int,
     ) -> None:
-        self.peak_allocated_bytes = allocator.peak_allocated_bytes
         self._allocator = allocator
         self._timeline = timeline
         self._in_cache = in_cache
@@ -177,7 +180,7 @@ class _Meter:
     def run(self, start: int, end: int | None) -> PhasePeak | None:
         """Replay the events from `start` to `end` and return their peak."""
         allocator, handles, in_cache = self._allocator, self._handles, self._in_cache
-        origins, workspaces = self._timeline.origins, self._workspaces
+        origins, workspaces = self._timeline.origins, _find_workspaces(self._timeline)
         most, parts, at = -1, None, -1
         for block, num_bytes, origin in self._timeline.events[start:end]:
             if num_bytes < 0:
@@ -196,54 +199,81 @@ class _Meter:
             if allocator.allocated_bytes > most:
                 most = allocator.allocated_bytes
                 parts, at = (self._cache_bytes, self._workspace_bytes), origin
-        return None if parts is None else self._make_peak(most, *parts, origin=at)
+        if parts is None:
+            return None
+        return _make_peak(most, self._weights_bytes, *parts, origin=origins[at])
 
-    def run_steps(self) -> PhasePeak | None:
-        """Replay all steps after the prompt, on a device that never runs full."""
-        starts = [call.first_event for call in self._timeline.calls[1:]]
-        events = EventTable.of(self._timeline.events[starts[0] :])
-        births = np.flatnonzero(events.num_bytes >= 0)
+
+class _EndlessReplay:
+    """A timeline replayed on a device that never runs full, pool by pool.
+
+    Attributes:
+        prefill_reserved_bytes: The memory reserved after the first call.
+    """
+
+    def __init__(
+        self,
+        allocator: CachingAllocator,
+        timeline: Timeline,
+        *,
+        in_cache: frozenset[int],
+        is_reserve_followed: bool,
+    ) -> None:
+        self._weights_bytes = allocator.allocated_bytes
+        self._timeline = timeline
+        self._in_cache = in_cache
+        self._events = EventTable.of(timeline.events)
+        replayed = replay_steps(
+            self._events,
+            [0, *(call.first_event for call in timeline.calls[1:])],
+            allocator=allocator,
+            origins=timeline.origins,
+            is_reserve_followed=is_reserve_followed,
+        )
+        self._changes = replayed.changes
+        self._allocated_bytes = self._weights_bytes + np.cumsum(replayed.changes)
+        self.prefill_reserved_bytes = replayed.reserved_bytes[0]
+
+    def find_peak(self, start: int, end: int | None) -> PhasePeak | None:
+        """Return the peak of the events from `start` to `end`; None without a birth."""
+        births = start + np.flatnonzero(self._events.num_bytes[start:end] >= 0)
         if not len(births):
             return None
-        allocator = self._allocator
-        changes = replay_steps(
-            events,
-            [start - starts[0] for start in starts],
-            allocator=allocator,
-            blocks={
-                block: allocator.find_block(handle)
-                for block, handle in self._handles.items()
-                if handle
-            },
-            origins=self._timeline.origins,
-        )
-        allocated_bytes = allocator.allocated_bytes + np.cumsum(changes)
-        at = births[np.argmax(allocated_bytes[births])]
-        until, grown = events.blocks[: at + 1], changes[: at + 1]
-        in_cache, workspaces = ([*kind] for kind in (self._in_cache, self._workspaces))
-        return self._make_peak(
-            int(allocated_bytes[at]),
-            self._cache_bytes + int(grown[np.isin(until, in_cache)].sum()),
-            self._workspace_bytes + int(grown[np.isin(until, workspaces)].sum()),
-            origin=int(events.origins[at]),
+        at = int(births[np.argmax(self._allocated_bytes[births])])
+        return _make_peak(
+            int(self._allocated_bytes[at]),
+            self._weights_bytes,
+            self._sum_until(at, self._in_cache),
+            self._sum_until(at, _find_workspaces(self._timeline)),
+            origin=self._timeline.origins[int(self._events.origins[at])],
         )
 
-    @property
-    def _workspaces(self) -> set[int]:
-        found = (self._timeline.workspace_block, self._timeline.lt_workspace_block)
-        return {block for block in found if block is not None}
+    def _sum_until(self, at: int, blocks: Collection[int]) -> int:
+        """Return how much of some blocks is allocated after an event."""
+        are_of_blocks = np.isin(self._events.blocks[: at + 1], [*blocks])
+        return int(self._changes[: at + 1][are_of_blocks].sum())
 
-    def _make_peak(
-        self, allocated_bytes: int, cache_bytes: int, workspace_bytes: int, *, origin: int
-    ) -> PhasePeak:
-        self.peak_allocated_bytes = max(self.peak_allocated_bytes, allocated_bytes)
-        activation_bytes = allocated_bytes - self._weights_bytes - cache_bytes - workspace_bytes
-        return PhasePeak(
-            AllocatedParts(
-                weights_bytes=self._weights_bytes,
-                cache_bytes=cache_bytes,
-                activation_bytes=activation_bytes,
-                workspace_bytes=workspace_bytes,
-            ),
-            self._timeline.origins[origin],
-        )
+
+def _find_workspaces(timeline: Timeline) -> set[int]:
+    """Return the blocks that libraries keep for matrix products."""
+    found = (timeline.workspace_block, timeline.lt_workspace_block)
+    return {block for block in found if block is not None}
+
+
+def _make_peak(
+    allocated_bytes: int,
+    weights_bytes: int,
+    cache_bytes: int,
+    workspace_bytes: int,
+    *,
+    origin: Origin,
+) -> PhasePeak:
+    return PhasePeak(
+        AllocatedParts(
+            weights_bytes=weights_bytes,
+            cache_bytes=cache_bytes,
+            activation_bytes=allocated_bytes - weights_bytes - cache_bytes - workspace_bytes,
+            workspace_bytes=workspace_bytes,
+        ),
+        origin,
+    )

@@ -23,8 +23,8 @@ from moetool.simulation.meta.literals import knowing_literals
 
 aten = torch.ops.aten
 
-# A mask over all pairs of 2,048 positions. Larger tensors are computed only if they are read.
-_MOST_ELEMENTS = 2**22
+# Larger tensors take torch some time, and several threads. They are computed only if they are read.
+_MOST_ELEMENTS = 2**15
 # The size of a mask over all pairs of 32,768 positions.
 _MOST_BYTES = 2**30
 # Their results are numbers, or tensors on the CPU.

@@ -36,6 +36,17 @@ def test_the_limits_fit_and_what_is_larger_does_not(tmp_path: Path) -> None:
     assert notes == ()
 
 
+def test_a_run_begins_beyond_a_gpu_if_its_prompt_does_not_fit(tmp_path: Path) -> None:
+    runs = make_runs(save_config("olmoe", tmp_path))
+    scenario = replace(SCENARIO, num_new_tokens=8)
+    needed = runs.simulate(scenario).figures.total_device_bytes
+    # More sequences, so that the run has not been simulated already.
+    larger = replace(scenario, batch_size=64)
+    assert runs.begins_beyond(larger, needed)
+    assert runs.run_within(larger, needed) is None
+    assert not runs.begins_beyond(replace(scenario, batch_size=1), needed)
+
+
 def test_new_tokens_take_room_in_the_context(tmp_path: Path) -> None:
     runs = make_runs(save_config("olmoe", tmp_path, max_position_embeddings=50))
     limits, _ = find_limits(runs, SCENARIO, find_gpu("h200"), most_tokens_at_once=2**12)

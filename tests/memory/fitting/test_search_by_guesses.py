@@ -22,7 +22,10 @@ def count_bytes(batch_size: int, num_prompt_tokens: int) -> int:
 
 
 def search(
-    guess: Callable[[int, int], Trial | None] | None, tried: list[Sizes] | None = None
+    guess: Callable[[int, int], Trial | None] | None,
+    tried: list[Sizes] | None = None,
+    *,
+    is_too_large: Callable[[int, int], bool] | None = None,
 ) -> FoundLimits:
     def try_sizes(batch_size: int, num_prompt_tokens: int) -> Trial:
         sizes = (batch_size, num_prompt_tokens)
@@ -33,6 +36,7 @@ def search(
     return search_limits(
         try_sizes,
         guess_sizes=guess,
+        is_too_large=is_too_large,
         memory_bytes=CAPACITY,
         batch_size=1,
         num_prompt_tokens=2048,
@@ -52,6 +56,20 @@ def test_right_guesses_lead_to_the_same_limits_and_only_their_ends_are_tried() -
     prompt, batch = found.limits.largest_prompt_tokens, found.limits.largest_batch_size
     longer = min(tokens for _, tokens in tried if tokens > prompt)
     assert sorted(tried) == sorted([(1, prompt), (1, longer), (batch, 2048), (batch + 1, 2048)])
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_a_part_that_is_too_large_spares_the_whole(share: float) -> None:
+    """Where the part fits, or there is none, the whole is tried."""
+    tried: list[Sizes] = []
+    found = search(
+        lambda *sizes: as_trial(count_bytes(*sizes)),
+        tried,
+        is_too_large=lambda *sizes: share * count_bytes(*sizes) > CAPACITY,
+    )
+    assert found == search(None)
+    largest = [(1, found.limits.largest_prompt_tokens), (found.limits.largest_batch_size, 2048)]
+    assert (tried == largest) == (share == 1)
 
 
 @pytest.mark.parametrize("is_always_fitting", [False, True])

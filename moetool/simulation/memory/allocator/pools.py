@@ -84,6 +84,11 @@ class Pool:
         self.blocks: dict[int, Block] = {}
         self._keys: list[int] = []
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether each block that it hands out is as large as needed, because any rest is split off."""
+        return self.smallest_rest_bytes == _BLOCK_BYTES
+
     def take(self, needed_bytes: int) -> Block | None:
         """Return the smallest sufficient free block, cut to size; None if there is none."""
         keys = self._keys

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -65,14 +64,13 @@ class SteadyPool:
 
     Args:
         allocator: The allocator that takes the pool's segments.
-        pool: One of its pools.
-        used: The blocks of that pool that are in use.
+        pool: One of its pools. Blocks of it that are in use are never freed.
     """
 
-    def __init__(self, allocator: CachingAllocator, pool: Pool, used: Iterable[Block]) -> None:
+    def __init__(self, allocator: CachingAllocator, pool: Pool) -> None:
         self._allocator = allocator
         self._pool = pool
-        self._used = {block.address: block for block in used}
+        self._used: dict[int, Block] = {}
         # The state that it is in, if it is known; the blocks may still be those of an earlier one.
         self._state: _State | None = None
         self._is_behind = False

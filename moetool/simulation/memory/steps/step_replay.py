@@ -6,14 +6,15 @@ gets the same requests in most steps, and the one for large blocks gets few.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
-from moetool.simulation.memory.allocator.pools import Block, choose_pool, round_up
+from moetool.simulation.memory.allocator.pools import choose_pool, round_up
 from moetool.simulation.memory.allocator.steady_pool import Requests, SteadyPool
 from moetool.simulation.memory.steps.event_table import EventTable, Numbers
 from moetool.simulation.memory.timeline import Origin
@@ -22,39 +23,55 @@ from moetool.simulation.memory.timeline import Origin
 _NO_POOL = -1
 
 
+class ReplayedSteps(NamedTuple):
+    """Memory that several steps take.
+
+    Attributes:
+        changes: For each event, by how much the allocated bytes grow.
+        reserved_bytes: The memory reserved after each step.
+    """
+
+    changes: Numbers
+    reserved_bytes: Sequence[int]
+
+
 def replay_steps(
     events: EventTable,
     starts: Sequence[int],
     *,
     allocator: CachingAllocator,
-    blocks: Mapping[int, Block],
     origins: Sequence[Origin],
-) -> Numbers:
-    """Return by how much each event of several steps lets the allocated bytes grow.
+    is_reserve_followed: bool,
+) -> ReplayedSteps:
+    """Return what all steps of a generation take, the prompt's included.
 
     Args:
         events: The events of all steps.
         starts: The number of events before each step.
         allocator: The allocator before the first step, on a device that never runs full. Afterwards,
             only its reserved bytes are right.
-        blocks: The allocator's blocks in use, by their number in events.
         origins: The places where blocks are born.
+        is_reserve_followed: Whether the reserved bytes are needed. Without them, blocks of pools that
+            hand out what was asked for are not placed.
     """
-    pools = [
-        SteadyPool(allocator, pool, [block for block in blocks.values() if block.pool is pool])
-        for pool in allocator.pools
-    ]
-    known = _Blocks(events, allocator=allocator, blocks=blocks, origins=origins)
-    pool_of_event = known.pools[known.of_event]
-    changes = np.zeros(len(events), np.int64)
+    pools = {
+        index: SteadyPool(allocator, pool)
+        for index, pool in enumerate(allocator.pools)
+        if is_reserve_followed or not pool.is_exact
+    }
+    blocks = _Blocks(events, origins=origins)
+    changes = blocks.count_needed_changes()
+    reserved_bytes: list[int] = []
     for start, end in pairwise((*starts, len(events))):
-        for index, pool in enumerate(pools):
-            places = start + np.flatnonzero(pool_of_event[start:end] == index)
+        pool_of_event = blocks.pools[blocks.of_event[start:end]]
+        for index, pool in pools.items():
+            places = start + np.flatnonzero(pool_of_event == index)
             if len(places):
-                outcome = pool.run(known.describe(places, start=start))
-                known.place(places, outcome.addresses)
+                outcome = pool.run(blocks.describe(places, start=start))
+                blocks.place(places, outcome.addresses)
                 changes[places] = outcome.changes
-    return changes
+        reserved_bytes.append(allocator.reserved_bytes)
+    return ReplayedSteps(changes, reserved_bytes)
 
 
 class _Blocks:
@@ -65,23 +82,13 @@ class _Blocks:
         pools: For each block, the index of its pool.
     """
 
-    def __init__(
-        self,
-        events: EventTable,
-        *,
-        allocator: CachingAllocator,
-        blocks: Mapping[int, Block],
-        origins: Sequence[Origin],
-    ) -> None:
+    def __init__(self, events: EventTable, *, origins: Sequence[Origin]) -> None:
         # A device's own workspaces have numbers below 0.
-        lowest = min((0, *blocks, int(events.blocks.min())))
-        num_blocks = 1 + max((*blocks, int(events.blocks.max()))) - lowest
+        lowest = min(0, int(events.blocks.min()))
+        num_blocks = 1 + int(events.blocks.max()) - lowest
         self.of_event = events.blocks - lowest
         self.pools = np.full(num_blocks, _NO_POOL)
         self._addresses = np.zeros(num_blocks, np.int64)
-        for number, block in blocks.items():
-            self.pools[number - lowest] = allocator.pools.index(block.pool)
-            self._addresses[number - lowest] = block.address
         self._are_births: NDArray[np.bool_] = events.num_bytes >= 0
         self._needed_bytes = np.where(self._are_births, round_up(events.num_bytes), 0)
         births = np.flatnonzero(self._are_births)
@@ -96,6 +103,12 @@ class _Blocks:
         self._born_at = np.full(num_blocks, -1)
         self._born_at[self.of_event[births]] = births
         self._numbers = np.zeros(num_blocks, np.int64)
+
+    def count_needed_changes(self) -> Numbers:
+        """Return by how much each event lets the allocated bytes grow if no block is larger than needed."""
+        needed_bytes: Numbers = self._needed_bytes[self._born_at[self.of_event]]
+        changes: Numbers = np.where(self._are_births, needed_bytes, -needed_bytes)
+        return changes
 
     def describe(self, places: Numbers, *, start: int) -> Requests:
         """Return some events of a step as requests to a pool.

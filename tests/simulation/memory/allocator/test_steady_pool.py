@@ -75,6 +75,10 @@ def test_steps_take_what_their_events_take_one_by_one(items: list[Item], num_ste
     by_pool = replay_timeline(timeline, weight_bytes=weight_bytes)
     one_by_one = replay_timeline(timeline, weight_bytes=weight_bytes, capacity_bytes=ENDLESS)
     assert by_pool == one_by_one
+    counted = replay_timeline(timeline, weight_bytes=weight_bytes, is_reserve_followed=False)
+    assert (counted.prefill, counted.decode) == (by_pool.prefill, by_pool.decode)
+    assert counted.peak_allocated_bytes == by_pool.peak_allocated_bytes
+    assert counted.peak_reserved_bytes <= by_pool.peak_reserved_bytes
 
 
 class CountedPool(Pool):
@@ -90,7 +94,7 @@ class CountedPool(Pool):
 def test_requests_that_come_again_in_the_same_state_are_not_carried_out() -> None:
     """Two blocks take turns: each is taken while the other is still in use."""
     pool = CountedPool(smallest_rest_bytes=512)
-    steady = SteadyPool(CachingAllocator(), pool, [])
+    steady = SteadyPool(CachingAllocator(), pool)
 
     def move(address: int) -> int:
         outcome = steady.run(Requests(np.array([1024, 0]), np.array([0, address])))
@@ -120,7 +124,7 @@ def test_blocks_on_both_sides_of_one_that_is_never_freed_stay_apart() -> None:
     # Its end is where the weights begin, and the rest of their segment lies behind them.
     pool.add_segment(4096)
     lower = pool.lowest_address
-    steady = SteadyPool(CachingAllocator(), pool, [])
+    steady = SteadyPool(CachingAllocator(), pool)
 
     def take(num_bytes: int) -> int:
         return int(steady.run(Requests(np.array([num_bytes, 0]), np.array([0, -1]))).addresses[0])
