@@ -18,6 +18,7 @@ from moetool.trace.loads.metadata import has_load_columns, refuse_loads
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.metadata_fields import MOST_BYTES
 from moetool.trace.reading.files import open_file, read_small_file
+from moetool.trace.scanning.column_statistics import read_statistics
 from moetool.trace.schema import TRACE_SCHEMA
 from moetool.wording import join_words
 
@@ -190,13 +191,14 @@ def _is_empty_in_parquet(parquet: pq.ParquetFile, name: str) -> bool:
         return False
     if pa.types.is_null(parquet.schema_arrow.field(name).type):
         return True
-    places = {footer.schema.column(index).path: index for index in range(footer.num_columns)}
-    if name not in places:  # Of a type that no column of a trace has.
+    paths = {footer.schema.column(index).path for index in range(footer.num_columns)}
+    if name not in paths:  # Of a type that no column of a trace has.
         return False
     for group in range(footer.num_row_groups):
-        column = footer.row_group(group).column(places[name])
-        if column.statistics is not None and column.statistics.has_null_count:
-            if column.statistics.null_count < column.num_values:
+        statistics = read_statistics(parquet, name, group=group)
+        if statistics is not None and statistics.has_null_count:
+            # Of values that are not null, which is none if all are.
+            if statistics.num_values:
                 return False
             continue
         for batch in parquet.iter_batches(row_groups=[group], columns=[name]):

@@ -251,7 +251,7 @@ def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     with open_file(path) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
         for name in columns:
             check_kind(path, name, parquet.schema_arrow.field(name).type)
-        words = find_constant_words(parquet.metadata, columns)
+        words = find_constant_words(parquet, columns)
         read = [name for name in columns if name not in words]
         for batch in parquet.iter_batches(batch_size=_ROWS_PER_TABLE, columns=read):
             table = encode_columns(pa.Table.from_batches([batch]))

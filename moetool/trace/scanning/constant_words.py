@@ -8,27 +8,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moetool.trace.scanning.column_statistics import read_statistics
+
 # Statistics may cut longer words, so that different ones look equal.
 _LONGEST_WORD = 24
 # Those that may be constant in a long trace.
 _NAMES = ("domain", "phase", "stack")
 
 
-def find_constant_words(metadata: pq.FileMetaData, columns: Collection[str]) -> dict[str, str]:
+def find_constant_words(parquet: pq.ParquetFile, columns: Collection[str]) -> dict[str, str]:
     """Return the columns whose statistics say that every row has the same word, with that word.
 
     At least one of the columns is left to be read.
 
     Args:
-        metadata: The file's footer.
+        parquet: The open file.
         columns: Names of the columns asked for.
+
+    Raises:
+        ArrowException: The file is damaged.
+        OSError: It is damaged, or can't be read.
     """
-    places = {metadata.schema.column(index).path: index for index in range(metadata.num_columns)}
+    metadata = parquet.metadata
+    paths = {metadata.schema.column(index).path for index in range(metadata.num_columns)}
     found = {}
     for name in _NAMES:
-        if name in columns and name in places:
+        if name in columns and name in paths:
             words = {
-                _find_only_word(metadata.row_group(group).column(places[name]).statistics)
+                _find_only_word(read_statistics(parquet, name, group=group))
                 for group in range(metadata.num_row_groups)
             }
             word = words.pop() if len(words) == 1 else None

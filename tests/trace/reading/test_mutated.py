@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from moetool import read_trace
@@ -84,6 +84,22 @@ def test_a_file_with_changed_bytes(suffix: str, data: st.DataObject, tmp_path: P
             st.integers(0, len(content) - 1) | st.integers(len(content) * 3 // 4, len(content) - 1)
         )
         content[place : place + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    path.write_bytes(content)
+    check(path)
+
+
+@many
+@given(place=st.integers(0, 20_000), byte=st.integers(0, 255))
+# pyarrow 26 ends the process where it is asked for columns or statistics of these.
+@example(place=1268, byte=16)
+@example(place=1690, byte=66)
+@example(place=1943, byte=67)
+@example(place=2484, byte=52)
+def test_a_footer_with_a_changed_byte(place: int, byte: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "trace.parquet", ROWS, METADATA.to_json().encode())
+    content = bytearray(path.read_bytes())
+    length = int.from_bytes(content[-8:-4], "little")
+    content[len(content) - 8 - length + place % length] = byte
     path.write_bytes(content)
     check(path)
 

@@ -29,7 +29,8 @@ def test_statistics_show_where_a_prompt_and_constant_words_are(tmp_path: Path) -
     by_name = {column.path_in_schema: column.statistics for column in columns}
     assert (by_name["prompt_id"].min, by_name["prompt_id"].max) == ("p0", "p1")
     assert (by_name["position"].min, by_name["position"].max) == (0, 2)
-    assert find_constant_words(metadata, TRACE_SCHEMA.names) == {
+    parquet = pq.ParquetFile(tmp_path / "trace.parquet")
+    assert find_constant_words(parquet, TRACE_SCHEMA.names) == {
         "domain": "prose",
         "phase": "prefill",
         "stack": "decoder",
