@@ -29,6 +29,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from moetool.catalogue.names import demo_folder
+from moetool.process.cores import count_cores
 from tests.command import REPOSITORY as REPOSITORY
 from tests.command import Completed as Completed
 from tests.command import RunMoetool, run_main, run_process
@@ -44,6 +45,11 @@ gc.disable()
 # Where the tests run in the background a shell may have them ignore interrupts; what they start is
 # interrupted all the same.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one worker more than there are cores: some tests wait for processes that they start."""
+    return count_cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

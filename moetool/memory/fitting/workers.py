@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moetool.memory.machine.host_memory import find_available_bytes
+from moetool.process.cores import count_cores
 
 # What a process that runs models without data takes, with torch.
 _PROCESS_BYTES = 2 * 2**30
@@ -59,8 +60,7 @@ class _Worker:
 
 def choose_num_processes(num_tasks: int) -> int:
     """Return the number of processes for some tasks: one for each core, as far as memory allows."""
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    most = min(num_tasks, num_cores or 1)
+    most = min(num_tasks, count_cores())
     available_bytes = find_available_bytes()
     if available_bytes is not None:
         most = min(most, available_bytes // _PROCESS_BYTES)

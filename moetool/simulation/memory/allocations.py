@@ -22,12 +22,7 @@ from moetool.simulation.memory.cuda_kernels import (
 )
 from moetool.simulation.memory.layer_events import LayerEvents, LayerMark, Taking, Workspace
 from moetool.simulation.memory.timeline import Event, Origins
-from moetool.simulation.meta.dispatch import (
-    DispatchMode,
-    find_local,
-    find_tensors,
-    run_composite,
-)
+from moetool.simulation.meta.dispatch import DispatchMode, find_local, find_tensors, run_composite
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.repeated_layers import LayerVisit
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from moetool.process.cores import count_cores
 from moetool.tracing.llama_cpp.decisions import DecisionReader, Decisions, GraphReader
 from moetool.tracing.llama_cpp.faults import WorkerError
 from moetool.tracing.llama_cpp.graph import RoutedNodes, choose_layers, find_routed_nodes
@@ -139,7 +140,7 @@ class GgufRun:
         params.n_seq_max = 1
         params.type_k, params.type_v = CACHE_TYPES[job["type_k"]], CACHE_TYPES[job["type_v"]]
         params.flash_attn_type = FLASH_ATTENTION[job["flash_attention"]]
-        params.n_threads = params.n_threads_batch = job["num_threads"] or _count_cpus()
+        params.n_threads = params.n_threads_batch = job["num_threads"] or count_cores()
         self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._called_back)
         params.cb_eval = self._callback
         self._context = llama_cpp.llama_init_from_model(self._model, params)
@@ -215,9 +216,3 @@ class GgufRun:
 
 def _see_nothing(_tensor: int, *, is_asked: bool) -> bool:
     return not is_asked
-
-
-def _count_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
