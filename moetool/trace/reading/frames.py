@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from moetool.errors import InputError, UsageError
 from moetool.printable import printable
+from moetool.trace.headers.header import Header, describe_columns, find_empty
 from moetool.trace.metadata import ATTRS_KEY, TraceMetadata, parse_metadata
 from moetool.trace.reading.merging import Part, describe_parts
 from moetool.trace.reading.reader import TraceSource
-from moetool.trace.scanning.headers import Header, describe_columns, find_empty
 from moetool.trace.schema import REQUIRED_COLUMNS, TRACE_SCHEMA
 
 if TYPE_CHECKING:

@@ -17,14 +17,8 @@ from moetool.printable import printable
 from moetool.trace.faults.csv_text import explain_csv
 from moetool.trace.faults.headers import find_delimiter, refuse_delimiter, refuse_header
 from moetool.trace.faults.parquet import refuse_parquet
-from moetool.trace.metadata import ATTRS_KEY, TraceMetadata
-from moetool.trace.reading.decision_scan import DecisionScan
-from moetool.trace.reading.files import IMPORT_HINT, find_files, open_file
-from moetool.trace.reading.layer_shapes import check_described
-from moetool.trace.reading.merging import Part, describe_parts, merge_metadata
-from moetool.trace.reading.typed_tables import TYPES_HINT, check_kind, encode_columns, type_table
-from moetool.trace.scanning.constant_words import find_constant_words, repeat_word
-from moetool.trace.scanning.headers import (
+from moetool.trace.headers.constant_words import find_constant_words, repeat_word
+from moetool.trace.headers.header import (
     CSV_PARSING,
     READ_ERRORS,
     Header,
@@ -32,6 +26,12 @@ from moetool.trace.scanning.headers import (
     join_columns,
     read_header,
 )
+from moetool.trace.metadata import ATTRS_KEY, TraceMetadata
+from moetool.trace.reading.decision_scan import DecisionScan
+from moetool.trace.reading.files import IMPORT_HINT, find_files, open_file
+from moetool.trace.reading.layer_shapes import check_described
+from moetool.trace.reading.merging import Part, describe_parts, merge_metadata
+from moetool.trace.reading.typed_tables import TYPES_HINT, check_kind, encode_columns, type_table
 from moetool.trace.schema import (
     REQUIRED_COLUMNS,
     TRACE_SCHEMA,

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moetool.trace.scanning.constant_words import find_constant_words
+from moetool.trace.headers.constant_words import find_constant_words
 from moetool.trace.schema import TRACE_SCHEMA
 from moetool.trace.writing.parquet_files import new_parquet
 from tests.trace.examples import make_rows

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetool import read_trace
-from moetool.trace.scanning.constant_words import find_constant_words
+from moetool.trace.headers.constant_words import find_constant_words
 from tests.trace.examples import HOSTILE_WORDS, columns_of
 from tests.trace.reading.frames import make_frame
 
