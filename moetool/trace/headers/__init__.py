@@ -1,1 +1,1 @@
-"""What the header or the footer of a file says of a trace, before its rows are read."""
+"""Headers and footers of trace files, read before their rows."""
