@@ -13,93 +13,90 @@ from moetool.errors import MoetoolError, UsageError
 if TYPE_CHECKING:
     from moetool.memory.scenario import Scenario
 
-_PANEL = "GGUF files"
 DEFAULT_UBATCH = 512
+
+
+# `help` and `min` are typer's names.
+def gguf_option(flag: str, *, metavar: str, help: str, min: int | None = None) -> Any:
+    """Return what typer is to know of an option about GGUF files."""
+    return typer.Option(flag, metavar=metavar, min=min, help=help, rich_help_panel="GGUF files")
+
 
 GpuLayers = Annotated[
     int | None,
-    typer.Option(
+    gguf_option(
         "--n-gpu-layers",
         metavar="N",
         min=0,
         help="Layers on the GPU, the head counted as one. Default: all with --gpu.",
-        rich_help_panel=_PANEL,
     ),
 ]
 CpuMoe = Annotated[
     int | None,
-    typer.Option(
+    gguf_option(
         "--n-cpu-moe",
         metavar="N",
         min=0,
         help="First layers whose experts stay on the CPU.",
-        rich_help_panel=_PANEL,
     ),
 ]
 OverrideTensor = Annotated[
     str | None,
-    typer.Option(
+    gguf_option(
         "--override-tensor",
         metavar="PATTERN=DEVICE,...",
         help="Tensors whose names match go to CPU or GPU, as llama.cpp's -ot.",
-        rich_help_panel=_PANEL,
     ),
 ]
 ContextSize = Annotated[
     int | None,
-    typer.Option(
+    gguf_option(
         "--ctx-size",
         metavar="N",
         min=1,
         help="Tokens of the cache, for all sequences of --batch-size. Default: the model's.",
-        rich_help_panel=_PANEL,
     ),
 ]
 UbatchSize = Annotated[
     int | None,
-    typer.Option(
+    gguf_option(
         "--ubatch-size",
         metavar="N",
         min=1,
         help=f"Tokens of a micro-batch. Default: {DEFAULT_UBATCH}.",
-        rich_help_panel=_PANEL,
     ),
 ]
 CacheTypeK = Annotated[
     str | None,
-    typer.Option(
+    gguf_option(
         "--cache-type-k",
         metavar="TYPE",
         help="Type of cached keys: f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0 or q5_1. "
         "Default: f16.",
-        rich_help_panel=_PANEL,
     ),
 ]
 CacheTypeV = Annotated[
     str | None,
-    typer.Option(
+    gguf_option(
         "--cache-type-v",
         metavar="TYPE",
         help="Type of cached values, as --cache-type-k.",
-        rich_help_panel=_PANEL,
     ),
 ]
 FlashAttention = Annotated[
     str | None,
-    typer.Option(
+    gguf_option(
         "--flash-attn",
         metavar="MODE",
         help="Flash attention: on, off or auto. Default: auto, which is off where CUDA has no kernel.",
-        rich_help_panel=_PANEL,
     ),
 ]
 TensorSplit = Annotated[
     str | None,
-    typer.Option(
+    gguf_option(
         "--tensor-split",
         metavar="N,N",
         help="Parts of the layers for each of several GPUs. Default: equal ones.",
-        rich_help_panel=_PANEL,
     ),
 ]
 _NAMES = (

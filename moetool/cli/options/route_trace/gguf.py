@@ -6,53 +6,47 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from moetool.choices import without_effect
+from moetool.cli.options.memory_estimate.gguf import gguf_option
 from moetool.errors import UsageError
 
 if TYPE_CHECKING:
     from moetool.tracing.llama_cpp.options import LlamaCppOptions
     from moetool.tracing.options import TraceOptions
 
-_PANEL = "GGUF files"
-
 GpuLayers = Annotated[
     int | None,
-    typer.Option(
+    gguf_option(
         "--n-gpu-layers",
         metavar="N",
         min=0,
         help="Layers on the GPU, the head counted as one. Default: all, if there is a GPU.",
-        rich_help_panel=_PANEL,
     ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(
+    gguf_option(
+        "--threads",
         metavar="N",
         min=1,
         help="Threads of the CPU. Default: one for each CPU.",
-        rich_help_panel=_PANEL,
     ),
 ]
 ContextSize = Annotated[
     int | None,
-    typer.Option(
+    gguf_option(
         "--ctx-size",
         metavar="N",
         min=1,
         help="Tokens of the cache. Default: as many as the longest prompt needs.",
-        rich_help_panel=_PANEL,
     ),
 ]
 FlashAttention = Annotated[
     str | None,
-    typer.Option(
+    gguf_option(
         "--flash-attn",
         metavar="CHOICE",
         help="Flash attention: on, off, or auto (the default: on where it can be).",
-        rich_help_panel=_PANEL,
     ),
 ]
 _OWN = (
