@@ -25,6 +25,13 @@ from tests.tracing.own_layers.layers import (
     Tensor,
 )
 from tests.tracing.own_layers.odd_layers import AddsToOthers, SharedAfterwards
+from tests.tracing.own_layers.planted_errors import (
+    off_by_one_per_cent,
+    with_experts_exchanged,
+    with_rows_exchanged,
+    with_tokens_exchanged,
+    without_a_token,
+)
 from tests.tracing.own_layers.recording import AnyLayer, assert_is, make, states
 
 SEARCHED = [
@@ -110,26 +117,6 @@ def test_a_layer_that_is_as_before_is_recorded_again() -> None:
         layer(hidden)
         table = layer.table(hidden.reshape(-1, WIDTH))
     assert_is(recorder.calls[-1].layers[0], table)
-
-
-def off_by_one_per_cent(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return weights * 1.01, rows
-
-
-def with_experts_exchanged(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return weights.roll(1, dims=1), rows.roll(1, dims=1)
-
-
-def with_tokens_exchanged(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return weights.roll(1, dims=0), rows.roll(1, dims=0)
-
-
-def with_rows_exchanged(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return weights, rows.masked_fill(weights != 0, 0)
-
-
-def without_a_token(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return weights.index_fill(0, torch.tensor([3]), 0), rows
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,13 @@ from tests.tracing.own_layers.odd_layers import (
     SoftSlots,
     SoftSlotsWithScores,
 )
+from tests.tracing.own_layers.planted_errors import (
+    off_by_one_per_cent,
+    with_experts_exchanged,
+    with_rows_exchanged,
+    with_tokens_exchanged,
+    without_a_token,
+)
 from tests.tracing.own_layers.recording import AnyLayer, make, record, states
 
 
@@ -62,27 +69,6 @@ def test_slots_that_are_as_many_as_tokens_are_not_taken_for_them(
     monkeypatch.setattr(SumInBlock, "_check_rows_are_tokens", lambda *_: None)
     (recorded,) = record(make(kind), states(1, NUM_EXPERTS))
     assert recorded.experts.tolist() == [[0], [1], [2], [3]]
-
-
-def off_by_one_per_cent(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return weights * 1.01, rows
-
-
-def with_experts_exchanged(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return weights.roll(1, dims=1), rows.roll(1, dims=1)
-
-
-def with_tokens_exchanged(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return weights.roll(1, dims=0), rows.roll(1, dims=0)
-
-
-def with_rows_exchanged(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return weights, rows.masked_fill(weights != 0, 0)
-
-
-def without_a_token(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    weights[3] = 0
-    return weights, rows
 
 
 @pytest.mark.parametrize(
