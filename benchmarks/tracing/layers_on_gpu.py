@@ -20,7 +20,7 @@ from torch import nn
 from moetool import RoutingRecorder
 from moetool.errors import MoetoolError
 from moetool.tracing.recording.calls import RecordedLayer
-from tests.tracing.own_layers.layers import LAYERS, WIDTH
+from tests.tracing.own_layers.modules.layers import LAYERS, WIDTH
 from tests.tracing.recording.operations.blocks import EXACT, HIDDEN_SIZE
 
 # Draws its numbers on its device, where they are others.

@@ -12,8 +12,8 @@ from moetool import RoutingRecorder, inspect_model
 from moetool.errors import UsageError
 from moetool.report.inspect.data import render_csv, render_json, render_table_text
 from tests.inspection.structure.test_own_layers import active_of, record, said, total_of
-from tests.tracing.own_layers.layers import Layer, NumberedExperts
-from tests.tracing.own_layers.models import Gpt
+from tests.tracing.own_layers.modules.layers import Layer, NumberedExperts
+from tests.tracing.own_layers.modules.models import Gpt
 from tests.tracing.own_layers.recording import make
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from moetool import RoutingRecorder, inspect_model
 from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
 from moetool.inspection.result import Inspection
-from tests.tracing.own_layers.layers import (
+from tests.tracing.own_layers.modules.layers import (
     LAYERS,
     NUM_EXPERTS,
     WIDTH,
@@ -21,8 +21,8 @@ from tests.tracing.own_layers.layers import (
     Tensor,
     UnequalExperts,
 )
-from tests.tracing.own_layers.models import GateInHolder, GateOutside, Gpt, WithoutBlock
-from tests.tracing.own_layers.odd_layers import EXACT, REFUSED, EveryChoiceAgain
+from tests.tracing.own_layers.modules.models import GateInHolder, GateOutside, Gpt, WithoutBlock
+from tests.tracing.own_layers.modules.odd_layers import EXACT, REFUSED, EveryChoiceAgain
 from tests.tracing.own_layers.recording import make, states
 from tests.tracing.recording.operations.blocks import (
     HIDDEN_SIZE,

@@ -21,8 +21,8 @@ from tests.inspection.structure.test_own_layers import (
     total_of,
 )
 from tests.tiny_models import FAMILIES, build_model
-from tests.tracing.own_layers.layers import NUM_EXPERTS, WIDTH, Layer, Tensor
-from tests.tracing.own_layers.models import Gpt
+from tests.tracing.own_layers.modules.layers import NUM_EXPERTS, WIDTH, Layer, Tensor
+from tests.tracing.own_layers.modules.models import Gpt
 from tests.tracing.own_layers.recording import make, states
 from tests.tracing.recording.operations.blocks import Gathered
 

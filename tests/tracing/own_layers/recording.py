@@ -10,7 +10,7 @@ from torch import nn
 
 from moetool import RoutingRecorder
 from moetool.tracing.recording.calls import RecordedLayer
-from tests.tracing.own_layers.layers import (
+from tests.tracing.own_layers.modules.layers import (
     WIDTH,
     Tensor,
 )

@@ -11,8 +11,8 @@ import torch
 from moetool import RoutingRecorder
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.watch.separate.later.known_sum import KnownSum, Weights
-from tests.tracing.own_layers.changing_layers import CHANGING, IS_LATER, ForgetsItsSum
-from tests.tracing.own_layers.layers import (
+from tests.tracing.own_layers.modules.changing_layers import CHANGING, IS_LATER, ForgetsItsSum
+from tests.tracing.own_layers.modules.layers import (
     NUM_EXPERTS,
     WIDTH,
     AddsInPlace,
@@ -24,7 +24,7 @@ from tests.tracing.own_layers.layers import (
     Surrounded,
     Tensor,
 )
-from tests.tracing.own_layers.odd_layers import AddsToOthers, SharedAfterwards
+from tests.tracing.own_layers.modules.odd_layers import AddsToOthers, SharedAfterwards
 from tests.tracing.own_layers.planted_errors import (
     off_by_one_per_cent,
     with_experts_exchanged,

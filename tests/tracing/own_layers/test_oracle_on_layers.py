@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from tests.tracing.oracle import Fit, UndeterminedError, find_difference, fit_weights
-from tests.tracing.own_layers.layers import LAYERS, WIDTH, Tensor
-from tests.tracing.own_layers.models import GateInHolder
-from tests.tracing.own_layers.odd_layers import EXACT
+from tests.tracing.own_layers.modules.layers import LAYERS, WIDTH, Tensor
+from tests.tracing.own_layers.modules.models import GateInHolder
+from tests.tracing.own_layers.modules.odd_layers import EXACT
 from tests.tracing.own_layers.recording import make, record, states
 from tests.tracing.recording.separate.exact_blocks import EXACT as BLOCKS
 from tests.tracing.recording.separate.exact_blocks import HIDDEN_SIZE

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from moetool import RoutingRecorder
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.calls import RecordedLayer
-from tests.tracing.own_layers.layers import (
+from tests.tracing.own_layers.modules.layers import (
     LAYERS,
     NUM_EXPERTS,
     WIDTH,
@@ -23,14 +23,14 @@ from tests.tracing.own_layers.layers import (
     TwoLevels,
     top_k_table,
 )
-from tests.tracing.own_layers.models import (
+from tests.tracing.own_layers.modules.models import (
     AddsClassToken,
     GateInHolder,
     GateOutside,
     Gpt,
     WithoutBlock,
 )
-from tests.tracing.own_layers.odd_layers import (
+from tests.tracing.own_layers.modules.odd_layers import (
     EXACT,
 )
 from tests.tracing.own_layers.recording import AnyLayer, assert_is, make, record, states

@@ -12,17 +12,17 @@ from moetool.errors import UntraceableError
 from moetool.tracing.recording.watch.separate.proof import SumInBlock
 from moetool.tracing.recording.watch.separate.search import SumSearch
 from moetool.tracing.windows.probabilities import find_score_function
-from tests.tracing.own_layers.layers import (
+from tests.tracing.own_layers.modules.layers import (
     NUM_EXPERTS,
     DroppedPassThrough,
     RouterParameter,
     Surrounded,
     Tensor,
 )
-from tests.tracing.own_layers.models import (
+from tests.tracing.own_layers.modules.models import (
     Gpt,
 )
-from tests.tracing.own_layers.odd_layers import (
+from tests.tracing.own_layers.modules.odd_layers import (
     NUM_CALLS,
     REFUSED,
     SoftSlots,

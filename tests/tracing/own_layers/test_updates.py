@@ -11,9 +11,9 @@ from torch import nn
 from moetool.anatomy.routing.proposed.expert_updates import list_updates
 from moetool.errors import UntraceableError
 from tests.tracing.oracle import find_difference, fit_weights
-from tests.tracing.own_layers.layers import NUM_EXPERTS, WIDTH, Layer, ListOfFfns
+from tests.tracing.own_layers.modules.layers import NUM_EXPERTS, WIDTH, Layer, ListOfFfns
+from tests.tracing.own_layers.modules.updates import EXACT, REFUSED, Mixture
 from tests.tracing.own_layers.recording import assert_is, make, record, states
-from tests.tracing.own_layers.updates import EXACT, REFUSED, Mixture
 
 
 @pytest.mark.parametrize("what", EXACT)

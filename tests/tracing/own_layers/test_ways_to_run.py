@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moetool import RoutingRecorder
 from moetool.errors import UntraceableError
-from tests.tracing.own_layers.layers import (
+from tests.tracing.own_layers.modules.layers import (
     WIDTH,
     Layer,
     LayersInLists,
@@ -22,7 +22,7 @@ from tests.tracing.own_layers.layers import (
     Surrounded,
     Tensor,
 )
-from tests.tracing.own_layers.models import VOCAB_SIZE
+from tests.tracing.own_layers.modules.models import VOCAB_SIZE
 from tests.tracing.own_layers.recording import AnyLayer, assert_is, make, states
 from tests.tracing.recording.operations.blocks import HIDDEN_SIZE, Gathered
 from tests.tracing.recording.test_compiled_code import StackedBlock

@@ -10,9 +10,14 @@ from moetool import RoutingRecorder
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.calls import RecordedLayer
 from moetool.tracing.recording.watch.weighted_rows import WeightTrail
-from tests.tracing.own_layers.layers import NUM_EXPERTS, WIDTH, Layer, RouterParameter, Tensor
-from tests.tracing.own_layers.recording import as_table, assert_is, make, record, states
-from tests.tracing.own_layers.weighted_layers import (
+from tests.tracing.own_layers.modules.layers import (
+    NUM_EXPERTS,
+    WIDTH,
+    Layer,
+    RouterParameter,
+    Tensor,
+)
+from tests.tracing.own_layers.modules.weighted_layers import (
     LAYERS,
     DropsAfterwards,
     ScalesOutputToo,
@@ -22,6 +27,7 @@ from tests.tracing.own_layers.weighted_layers import (
     WeighsAllAtOnce,
     WeighsInput,
 )
+from tests.tracing.own_layers.recording import as_table, assert_is, make, record, states
 
 
 def recompute(layer: WeighsInput, hidden: Tensor, weights: Tensor) -> Tensor:

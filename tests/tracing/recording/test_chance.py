@@ -17,8 +17,8 @@ from moetool.errors import UntraceableError
 from tests.families.tiny.models import build_family, text_inputs
 from tests.families.tiny.proof import prove
 from tests.tiny_models import build_model
-from tests.tracing.own_layers.layers import Layer
-from tests.tracing.own_layers.models import Gpt
+from tests.tracing.own_layers.modules.layers import Layer
+from tests.tracing.own_layers.modules.models import Gpt
 
 TOKENS = torch.arange(3, 17).view(2, 7)
 BLOCK = "model.layers.1.mlp"

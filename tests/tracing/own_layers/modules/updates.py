@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.tracing.own_layers.layers import NUM_EXPERTS, TOP_K, WIDTH, Tensor, top_k_table
+from tests.tracing.own_layers.modules.layers import NUM_EXPERTS, TOP_K, WIDTH, Tensor, top_k_table
 
 INNER, RANK, SCALE = 20, 2, 2.5
 SHAPES = {"gate": (INNER, WIDTH), "up": (INNER, WIDTH), "down": (WIDTH, INNER)}

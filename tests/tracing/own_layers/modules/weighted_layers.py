@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.tracing.own_layers.layers import (
+from tests.tracing.own_layers.modules.layers import (
     INNER,
     NUM_EXPERTS,
     TOP_K,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tests.tracing.own_layers.layers import (
+from tests.tracing.own_layers.modules.layers import (
     NUM_EXPERTS,
     TOP_K,
     WIDTH,

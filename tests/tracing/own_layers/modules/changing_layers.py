@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.tracing.own_layers.layers import RouterParameter, Tensor
+from tests.tracing.own_layers.modules.layers import RouterParameter, Tensor
 
 # Outside of modules, so that a second run finds it as it was in the call.
 IS_LATER = [False]

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.tracing.own_layers.layers import NUM_EXPERTS, TOP_K, WIDTH, Layer, Tensor, feed_forward
+from tests.tracing.own_layers.modules.layers import (
+    NUM_EXPERTS,
+    TOP_K,
+    WIDTH,
+    Layer,
+    Tensor,
+    feed_forward,
+)
 
 VOCAB_SIZE = 32
 

@@ -1,0 +1,1 @@
+"""Layers and models of one's own, as people write them."""
