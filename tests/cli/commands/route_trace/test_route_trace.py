@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moetool import RoutingRecorder, read_trace
 from moetool.trace.reading.reader import open_trace
 from tests.command import REPOSITORY, RunMoetool
-from tests.conftest import DemoRun
 
 COLUMNS = [
     "prompt_id",
@@ -62,9 +61,9 @@ def as_plain(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(words, "str")).reset_index(drop=True)
 
 
-def test_the_whole_trace_passes_its_self_checks(demo_run: DemoRun, sample_prompts: Path) -> None:
-    frame = read_trace(demo_run.trace)
-    metadata = open_trace(demo_run.trace).metadata
+def test_the_whole_trace_passes_its_self_checks(demo_trace: Path, sample_prompts: Path) -> None:
+    frame = read_trace(demo_trace)
+    metadata = open_trace(demo_trace).metadata
     assert metadata is not None
     assert list(frame.columns) == COLUMNS
     assert metadata.complete
