@@ -12,6 +12,9 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moetool import measure_specialization, read_trace
+from moetool.analysis.specialization.result import Specialization
+from moetool.report.questions.specialize import render_table_text
+from moetool.report.renderer import View
 from tests.command import RunMoetool
 from tests.tiny_models import randomize
 
@@ -74,7 +77,9 @@ def test_a_randomly_initialised_copy_routes_by_vocabulary(
     options = ("--prompts", sample_prompts, *few, "-o", trace)
     completed = run_moetool("route-trace", checkpoint, *options)
     assert completed.returncode == 0, completed.stderr
-    random = json.loads(run_moetool("specialize", trace, "--format", "json").stdout)
+    result = measure_specialization(trace)
+    assert isinstance(result, Specialization)
+    random = result.to_dict()
     assert [layer["p_value"] for layer in random["layers"]] == [0.001] * 6
     for mine, theirs in zip(random["layers"], trained["layers"], strict=True):
         if has_attention:
@@ -86,7 +91,7 @@ def test_a_randomly_initialised_copy_routes_by_vocabulary(
     assert trained["verdict"]["num_layers_beyond_vocabulary"] == 6
     beyond = [each["verdict"]["num_experts_beyond_vocabulary"] for each in (random, trained)]
     assert beyond[0] < beyond[1] / 2 if has_attention else beyond[0] == 0
-    text = " ".join(run_moetool("specialize", trace).stdout.split())
+    text = " ".join(render_table_text(result, View()).split())
     assert text.startswith("Experts differ between domains in 6 of 6 layers, ")
     assert "more than vocabulary explains" in text
 
