@@ -19,7 +19,7 @@ _OWN_SEGMENT_STEP_BYTES = 2 * _MIB
 # A free block's size and address are one number, which compares faster than a pair. Addresses fit
 # into numpy's signed numbers.
 _ADDRESS_BITS = 63
-_ADDRESS_MASK = 2**_ADDRESS_BITS - 1
+_ADDRESS_MASK = (1 << _ADDRESS_BITS) - 1
 
 Bytes = TypeVar("Bytes", int, NDArray[np.int64])
 
