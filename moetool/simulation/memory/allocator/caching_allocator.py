@@ -76,6 +76,17 @@ class CachingAllocator:
         self._used: dict[int, tuple[Pool, int]] = {}
         self._last_handle = 0
 
+    def fork(self, *, capacity_bytes: int | None) -> CachingAllocator:
+        """Return an allocator in the same state, in which the blocks in use are never freed."""
+        allocator = CachingAllocator(capacity_bytes=capacity_bytes)
+        allocator.num_retries = self.num_retries
+        allocator.allocated_bytes = self.allocated_bytes
+        allocator.reserved_bytes = self.reserved_bytes
+        allocator.peak_allocated_bytes = self.peak_allocated_bytes
+        allocator.peak_reserved_bytes = self.peak_reserved_bytes
+        allocator.pools = tuple(pool.fork() for pool in self.pools)
+        return allocator
+
     def allocate(self, num_bytes: int, *, is_on_side: bool = False) -> int:
         """Take a block and return its handle, or 0 for a request of 0 bytes.
 

@@ -113,6 +113,15 @@ class Pool:
                 num_bytes += size
         return num_bytes
 
+    def fork(self) -> Pool:
+        """Return a pool in the same state, in which the blocks in use are never freed."""
+        pool = Pool(self.smallest_rest_bytes)
+        pool.lowest_address = self.lowest_address
+        pool._keys = self._keys.copy()
+        pool._edges = self._edges.copy()
+        pool._segments = self._segments.copy()
+        return pool
+
     def list_free(self) -> tuple[int, ...]:
         """Return the free blocks, each as one number, in order."""
         return tuple(self._keys)
