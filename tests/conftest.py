@@ -23,6 +23,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="moetool-tests-")
     os.environ["MOETOOL_CACHE"] = os.path.join(os.environ["HF_HOME"], "moetool")
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+# Some machines keep nothing that is compiled. Each worker and each process that tests start would
+# compile all modules again, in every run.
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 import pytest
 from hypothesis import HealthCheck, settings
