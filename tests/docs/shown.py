@@ -8,18 +8,27 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TextIO
 from unittest.mock import patch
 
 import torch
 
+from moetool.checkpoint.reference import ModelReference
 from moetool.memory.fitting import catalogue_fits
 from moetool.memory.fitting.model_fit import ModelFit
 from moetool.memory.fitting.worker import FitTask, answer
+from moetool.memory.result import Estimate
+from moetool.memory.scenario import Scenario
+from moetool.memory.sweeps import run
+from moetool.memory.sweeps.worker import SweepOptions
 from tests.command import run_main
 from tools.refresh_docs import SHOWN_CODES, find_command, make_environment
+
+# Of all models, before a command's are kept.
+_estimate = run._estimate_here
 
 
 class _Screen(io.BytesIO):
@@ -64,9 +73,30 @@ def run_shown_here(line: str, *, folder: Path) -> str:
 def _run_moetool(words: list[str], screen: _Screen, *, folder: Path, stdout: TextIO) -> None:
     # Messages appear at once, and output when there is enough of it or the command ends.
     err = io.TextIOWrapper(screen, encoding="utf-8", write_through=True)
-    with patch.object(catalogue_fits, "work_in_processes", work_here):
+    with (
+        patch.object(catalogue_fits, "work_in_processes", work_here),
+        patch.object(run, "_estimate_here", _estimate_once),
+    ):
         completed = run_main(*words, cwd=folder, stdout=stdout, stderr=err)
     assert completed.returncode in SHOWN_CODES, screen.getvalue().decode()
+
+
+def _estimate_once(
+    model: ModelReference,
+    scenarios: Sequence[Scenario],
+    options: SweepOptions,
+    on_progress: Callable[[str], None],
+) -> list[Estimate]:
+    """Return the estimates of a model, which one page may show as a table and as CSV."""
+    del on_progress
+    return _keep_estimates(model, tuple(scenarios), options)
+
+
+@cache
+def _keep_estimates(
+    model: ModelReference, scenarios: tuple[Scenario, ...], options: SweepOptions
+) -> list[Estimate]:
+    return _estimate(model, scenarios, options, lambda _: None)
 
 
 def work_here(
