@@ -90,6 +90,7 @@ def route_trace(
     with TerminalObserver(is_quiet=quiet, is_silent=not processes.is_first) as observer:
         observer.step("starting")
         from moetool.checkpoint.reference import resolve_model
+        from moetool.tracing.llama_cpp.choice import GgufOptions, choose_llama_cpp
         from moetool.tracing.options import TraceOptions
         from moetool.tracing.processes.shared_place import share_place
         from moetool.tracing.prompts.prompts import choose_prompts
@@ -135,11 +136,13 @@ def route_trace(
         allow_inexact=allow_inexact,
         generation=generation,
     )
-    own = gguf.name_values(
+    own = GgufOptions(
         n_gpu_layers, threads, ctx_size, ubatch_size, cache_type_k, cache_type_v, flash_attn
     )
     others = {"--resume": resume, "--save-text": save_text, "--show": show, "--verbose": verbose}
-    of_llama_cpp = gguf_trace.choose_options(reference, own, options, others, processes=processes)
+    of_llama_cpp = choose_llama_cpp(reference, own, options, others)
+    if of_llama_cpp is not None:
+        gguf_trace.check_processes(processes)
     with observer:
         join_processes(observer.step, has_file=sink.target is not None)
         if prompts != "-":  # which may be typed on the terminal
