@@ -11,27 +11,13 @@ from typing import TYPE_CHECKING
 
 from moetool.cli.observer import TerminalObserver
 from moetool.cli.output import see_terminal
-from moetool.errors import UsageError
 from moetool.wording import number_of
 
 if TYPE_CHECKING:
     from moetool.checkpoint.reference import ModelReference
     from moetool.trace.writing.sink_choice import SinkChoice
     from moetool.tracing.llama_cpp.options import LlamaCppOptions
-    from moetool.tracing.processes.processes import Processes
     from moetool.tracing.prompts.prompts import Prompt
-
-
-def check_processes(processes: Processes) -> None:
-    """Refuse several processes.
-
-    Raises:
-        UsageError: There are several.
-    """
-    if processes.are_several:
-        raise UsageError(
-            "A GGUF file is traced by one process.", hint="Run the command without torchrun."
-        )
 
 
 def trace_file(
