@@ -149,7 +149,7 @@ class MemoryRun:
 
     def count_given(self, num_prompt_tokens: int, num_tokens_before: int) -> GivenTokens:
         """Return the tokens that the first call reads, as the arguments of `generate` say."""
-        return GivenTokens.count(
+        return GivenTokens.after(
             num_prompt_tokens,
             num_tokens_before,
             is_encoder_decoder=self._skeleton.config.is_encoder_decoder,

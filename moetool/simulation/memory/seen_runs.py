@@ -35,7 +35,7 @@ class GivenTokens(NamedTuple):
     num_decoder_tokens: int = 0
 
     @classmethod
-    def count(
+    def after(
         cls, num_prompt_tokens: int, num_tokens_before: int, *, is_encoder_decoder: bool
     ) -> GivenTokens:
         """Return the tokens with which a generation goes on after those generated earlier."""
