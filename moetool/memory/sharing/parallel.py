@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
@@ -58,6 +60,36 @@ def share_by_expert_parallel(skeleton: PreTrainedModel, *, num_gpus: int) -> Ran
     return ParallelShares(skeleton).share(EXPERT_PARALLEL, num_gpus=num_gpus)
 
 
+@dataclass(frozen=True)
+class _Parameter:
+    """All that decides how a plan shares a parameter.
+
+    Attributes:
+        name: Its name in its module.
+        style: Its style in the plan; None without one.
+        path: Its path, for messages.
+    """
+
+    name: str
+    style: str | None
+    shape: torch.Size
+    num_bytes: int
+    path: str = field(compare=False)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A sharing plan of one model.
+
+    Attributes:
+        parameters: How many parameters are shared in the same way, with the first of them.
+        heads: Each number of heads that the plan shares, and their kind; None where there are none.
+    """
+
+    parameters: Mapping[_Parameter, int]
+    heads: tuple[tuple[int | None, str], ...]
+
+
 class ParallelShares:
     """Weights of one model on each of any number of GPUs, under transformers' plans.
 
@@ -77,25 +109,49 @@ class ParallelShares:
             num_gpus: The number of GPUs.
         """
         try:
-            plan = self._tensor_plan if strategy == TENSOR_PARALLEL else self._expert_plan
-            _refuse_cut_heads(self._skeleton, plan, num_gpus=num_gpus)
+            plan = self._by_tensor if strategy == TENSOR_PARALLEL else self._by_expert
+            _refuse_cut_heads(plan.heads, num_gpus=num_gpus)
             shares = [
-                _share_parameter(parameter, path, plan.get(path), num_gpus=num_gpus)
-                for path, parameter in self._parameters.items()
+                (_share_parameter(each, num_gpus=num_gpus), number)
+                for each, number in plan.parameters.items()
             ]
         except _CantShare as error:
             return RankBytes(way=strategy, num_gpus=num_gpus, weights_bytes=(), reason=str(error))
         replicated = sum(buffer.nbytes for buffer in self._skeleton.buffers())
-        replicated += sum(share[0] for share in shares if len(share) == 1)
-        cut = [share for share in shares if len(share) > 1]
+        replicated += sum(share[0] * number for share, number in shares if len(share) == 1)
+        cut = [(share, number) for share, number in shares if len(share) > 1]
         return RankBytes(
             way=strategy,
             num_gpus=num_gpus,
             weights_bytes=tuple(
-                replicated + sum(share[rank] for share in cut) for rank in range(num_gpus)
+                replicated + sum(share[rank] * number for share, number in cut)
+                for rank in range(num_gpus)
             ),
             replicated_bytes=replicated,
         )
+
+    @cached_property
+    def _by_tensor(self) -> _Plan:
+        return self._count(self._tensor_plan)
+
+    @cached_property
+    def _by_expert(self) -> _Plan:
+        return self._count(self._expert_plan)
+
+    def _count(self, styles: Mapping[str, str]) -> _Plan:
+        """Count the parameters and heads that a plan shares in the same way."""
+        parameters = Counter(
+            _Parameter(
+                path.rpartition(".")[2], styles.get(path), parameter.shape, parameter.nbytes, path
+            )
+            for path, parameter in self._parameters.items()
+        )
+        heads = [
+            _count_heads(self._skeleton, path)
+            for path, style in styles.items()
+            if style == "colwise"
+        ]
+        return _Plan(parameters, tuple(dict.fromkeys(heads)))
 
     @cached_property
     def _tensor_plan(self) -> Mapping[str, str]:
@@ -126,12 +182,9 @@ class ParallelShares:
         return {**kept, **plan}
 
 
-def _refuse_cut_heads(skeleton: PreTrainedModel, plan: Mapping[str, str], *, num_gpus: int) -> None:
+def _refuse_cut_heads(heads: Iterable[tuple[int | None, str]], *, num_gpus: int) -> None:
     """Raise if a GPU would hold part of a head."""
-    for path, style in plan.items():
-        if style != "colwise":
-            continue
-        num_heads, kind = _count_heads(skeleton, path)
+    for num_heads, kind in heads:
         if num_heads is not None and num_heads % num_gpus:
             raise _CantShare(f"{num_heads} {kind} heads can't be shared evenly by {num_gpus} GPUs")
 
@@ -153,22 +206,22 @@ def _count_heads(skeleton: PreTrainedModel, path: str) -> tuple[int | None, str]
     return None, ""
 
 
-def _share_parameter(
-    parameter: torch.nn.Parameter, path: str, style: str | None, *, num_gpus: int
-) -> list[int]:
+def _share_parameter(parameter: _Parameter, *, num_gpus: int) -> list[int]:
     """Return the bytes on each GPU; a single number if each holds the whole parameter."""
-    if style is None or not parameter.numel():
-        return [parameter.nbytes]
+    if parameter.style is None or not parameter.num_bytes:
+        return [parameter.num_bytes]
     try:
-        shard = find_shard(style, path=path, num_dims=parameter.dim())
+        shard = find_shard(parameter.style, name=parameter.name, num_dims=len(parameter.shape))
     except UnknownStyle as error:
-        raise _CantShare(f"it is unknown how the style '{style}' shares {path}") from error
+        raise _CantShare(
+            f"it is unknown how the style '{parameter.style}' shares {parameter.path}"
+        ) from error
     if shard is None:
-        return [parameter.nbytes]
+        return [parameter.num_bytes]
     size = parameter.shape[shard.dim]
     if shard.is_even and size % num_gpus:
         raise _CantShare(f"{size} experts can't be shared evenly by {num_gpus} GPUs")
-    bytes_per_index = parameter.nbytes // size
+    bytes_per_index = parameter.num_bytes // size
     return [
         num * bytes_per_index
         for num in split_evenly(size, num_gpus=num_gpus, num_packed=shard.num_packed)

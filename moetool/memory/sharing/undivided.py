@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.routing.walk import walk_modules, walk_parameters
 
 
 class _Undivided(nn.Module):
@@ -40,12 +40,14 @@ def merge_undivided(model: PreTrainedModel) -> nn.Module:
     placed_apart = getattr(model, "_no_placement_params", None)
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     layers: dict[str, nn.Module] = {}
+    bytes_by_layer: dict[str, Mapping[int, int]] = {}
     times_seen: Counter[int] = Counter()
     # What is within a layer isn't walked: by the time it would be, the layer is among those found.
     for path, module in walk_modules(model, closed=layers.keys()):
         if path and type(module).__name__ in names:
             layers[path] = module
-            times_seen.update(_list_bytes(module).keys())
+            bytes_by_layer[path] = _list_bytes(module)
+            times_seen.update(bytes_by_layer[path].keys())
         else:
             times_seen.update(map(id, _list_own(module)))
     holders_of_tied = {
@@ -53,11 +55,11 @@ def merge_undivided(model: PreTrainedModel) -> nn.Module:
     }
     merged: dict[int, nn.Module] = {}
     for path, layer in layers.items():
-        num_bytes = _list_bytes(layer)
+        num_bytes = bytes_by_layer[path]
         is_apart = (
             path in holders_of_tied
             or any(times_seen[key] > 1 for key in num_bytes)
-            or any(name in (placed_apart or ()) for name, _ in layer.named_parameters())
+            or (placed_apart and any(name in placed_apart for name, _ in walk_parameters(layer)))
         )
         merged[id(layer)] = layer if is_apart else _Undivided(sum(num_bytes.values()))
     whole: Any = _merge(model, merged)

@@ -173,6 +173,7 @@ class ParameterRoles:
         modules = dict(walk_modules(model.model))
         self._tables = {path for path, each in modules.items() if isinstance(each, nn.Embedding)}
         self._modules = modules.keys()
+        self._components: dict[str, Component] = {}
 
     def list_each_once(self) -> Mapping[str, nn.Parameter]:
         """Return each of the model's parameters by the first of its paths."""
@@ -210,7 +211,10 @@ class ParameterRoles:
         while holder not in self._modules:
             holder = holder.rpartition(".")[0]
             path = f"{holder}.weight"
-        return self._placement.place(path).component
+        # Asked of each parameter twice, for its bytes and for its products.
+        if path not in self._components:
+            self._components[path] = self._placement.place(path).component
+        return self._components[path]
 
 
 def _iter_weights(skeleton: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
