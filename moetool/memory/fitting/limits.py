@@ -48,7 +48,7 @@ def find_limits(
 ) -> tuple[Limits, tuple[str, ...]]:
     """Return the largest scenarios that fit on a GPU, and where the search for them ended early.
 
-    Trials run the first and the last decoding step; beyond a limit, the first is enough if it doesn't
+    Trials run the first and the last decoding step; beyond a limit, the prompt is enough if it doesn't
     fit. There are none if the weights alone don't fit.
 
     Args:
