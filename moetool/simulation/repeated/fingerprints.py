@@ -22,7 +22,6 @@ _SAYS_NOTHING = (frozenset(vars(nn.Module())) - {"training"}) | {"forward"}
 # Fields of configurations whose numbers are not layers.
 _NOT_BY_LAYER = frozenset({"id2label"})
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, type, torch.dtype, torch.device)
-_PLAIN_TYPES = frozenset({type(None), bool, int, float, str, torch.dtype})
 _CODE = (FunctionType, BuiltinFunctionType)
 
 
@@ -75,20 +74,15 @@ class Fingerprints:
 
     def of_value(self, value: object) -> Hashable:
         """Return the fingerprint of anything that a layer is given or holds."""
-        # Most values are of these very types, and are recognized faster by them.
-        kind = type(value)
-        if kind in _PLAIN_TYPES:
-            return (kind, value)
-        if kind is torch.Tensor or isinstance(value, torch.Tensor):
-            place = "meta" if value.is_meta else value.device.type
-            return ("tensor", value.shape, value.stride(), value.dtype, place)
-        if kind is dict or isinstance(value, dict):
-            of_value = self.of_value
-            return (kind, *map(of_value, value), *map(of_value, value.values()))
+        if isinstance(value, torch.Tensor):
+            return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device.type)
         if isinstance(value, _PLAIN):
-            return (kind, value)
+            return (type(value), value)
         if isinstance(value, tuple | list):
-            return (kind, *map(self.of_value, value))
+            return (type(value), *map(self.of_value, value))
+        if isinstance(value, dict):
+            items = ((self.of_value(name), self.of_value(item)) for name, item in value.items())
+            return (type(value), *items)
         if isinstance(value, UserDict):
             return (type(value), self.of_value(value.data))
         if isinstance(value, Cache):
