@@ -22,6 +22,8 @@ from moetool.simulation.memory.timeline import Timeline
 def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation:
     """Return a simulation of a generation by its first steps and its last ones, which are run here.
 
+    If it is only begun, it is that of its prompt.
+
     The allocator's reserve beyond what is allocated is taken from the first. The last ones come
     after a prompt that holds the tokens written before them: a GPU's memory doesn't limit that
     prompt, which isn't part of the run.
@@ -40,12 +42,14 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
         if expected is not None:
             is_expected = True
             return expected
-        return run.generate(
+        timeline = run.generate(
             num_prompt_tokens=case.scenario.num_prompt_tokens,
             num_tokens_before=num_tokens_before,
             num_new_tokens=num_at_ends,
             num_tokens_after=num_new_tokens - num_tokens_before - num_at_ends,
+            num_calls=1 if case.is_only_begun else None,
         )
+        return replace(timeline, calls=timeline.calls[:1]) if case.is_only_begun else timeline
 
     start, *others = map(generate, befores)
     work = max(measure_work(case.skeleton, timeline) for timeline in (start, *others))

@@ -65,9 +65,9 @@ class SeenRuns:
 
     def keep(self, timeline: Timeline, batch_size: int, given: GivenTokens) -> None:
         """Keep a generation that ran, up to the end of its first step."""
-        if len(timeline.calls) < _NUM_CALLS:
-            return
         calls = timeline.calls[:_NUM_CALLS]
+        if len(calls) < _NUM_CALLS or calls[-1].is_empty:
+            return
         events = EventTable.of(timeline.events[: calls[-1].end_event])
         self._generations[batch_size, given] = replace(timeline, events=events, calls=calls)
         self._prompts.clear()
