@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.caches.offloaded import SideStream
 from moetool.simulation.memory.cuda_kernels import (
     Temporaries,
     find_temporaries,
-    is_one_kernel,
     needs_lt_workspace,
     needs_workspace,
 )
 from moetool.simulation.memory.layer_events import LayerEvents, LayerMark, Taking, Workspace
+from moetool.simulation.memory.operations.births import Births
+from moetool.simulation.memory.operations.outcomes import (
+    Given,
+    Need,
+    New,
+    OperationEvent,
+    OperationMark,
+    OperationOutcome,
+    make_outcome,
+)
+from moetool.simulation.memory.operations.places import Places
 from moetool.simulation.memory.timeline import Event, Origins
-from moetool.simulation.meta.dispatch import DispatchMode, find_local, find_tensors, run_composite
+from moetool.simulation.meta.dispatch import find_local, find_tensors
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.repeated_layers import LayerVisit
 
 _NO_TEMPORARIES = Temporaries()
+_USUAL_TEMPORARIES = find_temporaries
 FindTemporaries = Callable[[Any, Sequence[Any], dict[str, Any]], Temporaries | None]
 
 
@@ -77,16 +86,15 @@ class AllocationRecorder:
         }
         # The first product since the layer began that needs each of them.
         self._needed: dict[Workspace, Taking] = {}
+        # The products so far that need a workspace.
+        self._needs: list[Need] = []
         self._max_blocks = max_blocks_of_layer
         self._num_blocks_before_layer = 0
         self._device = device
         self._find_temporaries = find_temporaries
-        self._stream = stream
+        self._may_keep = device == "meta" and find_temporaries is _USUAL_TEMPORARIES
         self._model = model
-        self._paths = {id(module): path for path, module in walk_modules(model)}
-        self._entered: list[str] = [""]
-        self._layer = ""
-        self._origins = origins
+        self._places = Places(model, origins, stream)
         self._num_blocks = 0
         # The block of each storage by address, and a weak reference that notices its death. For
         # parameters and buffers: -1, and the storage itself, which keeps it alive.
@@ -101,12 +109,8 @@ class AllocationRecorder:
             storage = find_local(tensor).untyped_storage()
             # Kept alive: if a layer replaced it, a storage made later could have its address.
             self._followed[storage._cdata] = (-1, storage)
-        # Hooks on each module would take seconds in models with thousands of experts.
-        self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
-        self._exit.callback(
-            register_module_forward_hook(self._leave_module, always_call=True).remove
-        )
-        self._exit.enter_context(_Births(self))
+        self._exit.enter_context(self._places)
+        self._exit.enter_context(Births(self, may_keep=self._may_keep))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -146,7 +150,7 @@ class AllocationRecorder:
 
     def begin_layer(self, visit: LayerVisit) -> LayerMark:
         """Return a mark of the beginning of a layer."""
-        self._layer = visit.path
+        self._places.layer = visit.path
         self._num_blocks_before_layer = self._num_blocks
         self._needed = {}
         return LayerMark(len(self.events), self._num_blocks, self._find_positions(visit))
@@ -157,7 +161,7 @@ class AllocationRecorder:
         None if the layer keeps memory alive that is in none of the tensors it left behind, or freed
         memory that it was not given.
         """
-        self._layer = ""
+        self._places.layer = ""
         names = {block: -1 - position for block, position in mark.positions.items()}
         alive, workspaces = set[int](), set(self._workspaces.values())
         events: list[Event] = []
@@ -208,34 +212,36 @@ class AllocationRecorder:
             died, self._deaths_put_off = self._deaths_put_off, None
         # What the layer found and left in place is now held by another tensor.
         died -= {found[name] for name in done.left if name is not None and name < 0}
-        takings: dict[int, list[Workspace]] = {}
-        for kind, taking in done.workspaces.items():
-            if kind not in self._workspaces:
-                takings.setdefault(taking.num_events, []).append(kind)
-        origin_in_layer: dict[int, int] = {}
-        for number, (block, num_bytes, origin) in enumerate(done.events):
-            for kind in takings.get(number, ()):
-                _, taker, own_block = done.workspaces[kind]
-                taken = None if own_block is None else own_block + first
-                self._take_workspace(kind, self._origins.number_in(layer, taker), block=taken)
-            is_own = block >= 0
-            block = block + first if is_own else found[block]
-            if num_bytes >= 0:
-                self._bytes_of[block] = num_bytes
-                if origin not in origin_in_layer:
-                    origin_in_layer[origin] = self._origins.number_in(layer, origin)
-                origin = origin_in_layer[origin]
-            elif not is_own:
-                # It lives on if something else holds it here.
-                if block not in died:
-                    continue
-                died.discard(block)
-            self.events.append(Event(block, num_bytes, origin))
+        freed = {found[name] for name in done.freed}
+        # It lives on if something else holds it here.
+        living, died = freed - died, died - freed
+        moved = {place: self._places.number_in(layer, place) for place in done.birthplaces}
+        start = 0
+        for kind, taking in sorted(done.workspaces.items(), key=lambda item: item[1].num_events):
+            if kind in self._workspaces:
+                continue
+            self._extend(
+                done.place(start, taking.num_events, first=first, found=found, moved=moved), living
+            )
+            start = taking.num_events
+            place = self._places.number_in(layer, taking.origin)
+            block = None if taking.block is None else taking.block + first
+            self._take_workspace(kind, place, block=block)
+        end = len(done.events)
+        self._extend(done.place(start, end, first=first, found=found, moved=moved), living)
+        for block, num_bytes in done.sizes_left.items():
+            self._bytes_of[block + first] = num_bytes
         for block in sorted(died):
             self.events.append(Event(block, -1, 0))
         for number, name in enumerate(done.left):
             if name is not None and number in left:
                 self._follow(left[number], name + first if name >= 0 else found[name])
+
+    def _extend(self, events: Iterable[Event], living: Collection[int]) -> None:
+        """Record events, except deaths of blocks that live on."""
+        if living:
+            events = [event for event in events if event.block not in living]
+        self.events.extend(events)
 
     def see_births(
         self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any
@@ -254,13 +260,16 @@ class AllocationRecorder:
         if not new and temporaries is None:
             return
         num_blocks = self._num_blocks - self._num_blocks_before_layer
-        if self._layer and self._max_blocks is not None and num_blocks > self._max_blocks:
+        if self._places.layer and self._max_blocks is not None and num_blocks > self._max_blocks:
             raise TooManyOperations
-        origin = self._find_origin(operation)
+        origin = self._places.number(operation.__name__)
         if needs_workspace(operation):
+            self._needs.append(Need(len(self.events), Workspace.CUBLAS, operation.__name__))
             self._take_workspace(Workspace.CUBLAS, origin)
-        if self._workspace_bytes[Workspace.CUBLAS_LT] and needs_lt_workspace(operation, args):
-            self._take_workspace(Workspace.CUBLAS_LT, origin)
+        if needs_lt_workspace(operation, args):
+            self._needs.append(Need(len(self.events), Workspace.CUBLAS_LT, operation.__name__))
+            if self._may_take(Workspace.CUBLAS_LT):
+                self._take_workspace(Workspace.CUBLAS_LT, origin)
         temporaries = temporaries or _NO_TEMPORARIES
         taken = [self._bear(num_bytes, origin) for num_bytes in temporaries.before]
         for tensor in new:
@@ -268,6 +277,87 @@ class AllocationRecorder:
                 self._follow(tensor, self._bear(tensor.untyped_storage().nbytes(), origin))
         taken += [self._bear(num_bytes, origin) for num_bytes in temporaries.after]
         self.events.extend(Event(block, -1, 0) for block in reversed(taken))
+
+    def begin_operation(self) -> OperationMark:
+        """Return a mark of the beginning of an operation."""
+        return OperationMark(
+            *(len(self.events), self._num_blocks, len(self._needs), len(self._workspaces))
+        )
+
+    def end_operation(
+        self, mark: OperationMark, given: Sequence[torch.Tensor], result: Any
+    ) -> OperationOutcome | None:
+        """Return the outcome of an operation since a mark; None if it can't stand for another's."""
+        if len(self._workspaces) != mark.num_workspaces:
+            return None
+        first = mark.num_blocks
+        events = [
+            OperationEvent(
+                event.block - first,
+                event.num_bytes,
+                self._places.find_operation(event.origin) if event.num_bytes >= 0 else "",
+            )
+            for event in self.events[mark.num_events :]
+        ]
+        needs = self._needs[mark.num_needs :]
+
+        def number_block(tensor: torch.Tensor) -> int:
+            block = self.find_block(tensor)
+            return -1 if block is None else block - first
+
+        return make_outcome(
+            events,
+            [need._replace(num_events=need.num_events - mark.num_events) for need in needs],
+            num_made=self._num_blocks - first,
+            given=given,
+            result=result,
+            number_block=number_block,
+        )
+
+    def can_repeat_operation(self, done: OperationOutcome, given: Sequence[torch.Tensor]) -> bool:
+        """Return whether an operation on other tensors has the outcome of an earlier one.
+
+        It has not if it takes a workspace or makes too many blocks.
+        """
+        num_blocks = self._num_blocks + done.num_made - self._num_blocks_before_layer
+        if self._max_blocks is not None and self._places.layer and num_blocks > self._max_blocks:
+            return False
+        return all(
+            workspace in self._workspaces or not self._may_take(workspace)
+            for _, workspace, _ in done.needs
+        ) and all(
+            given[position].untyped_storage()._cdata in self._followed for position in done.shared
+        )
+
+    def repeat_operation(self, done: OperationOutcome, given: Sequence[torch.Tensor]) -> Any:
+        """Return results like those of an earlier operation, and record its memory."""
+        first, events = self._num_blocks, self.events
+        self._num_blocks += done.num_made
+        for number, workspace, operation in done.needs:
+            self._needs.append(Need(len(events) + number, workspace, operation))
+            if workspace not in self._needed and self._may_take(workspace):
+                taking = Taking(len(events) + number, self._places.number(operation), None)
+                self._needed[workspace] = taking
+        for block, num_bytes, operation in done.events:
+            origin = 0
+            if num_bytes >= 0:
+                self._bytes_of[block + first] = num_bytes
+                origin = self._places.number(operation)
+            events.append(Event(block + first, num_bytes, origin))
+        results: list[torch.Tensor] = []
+        for made in done.results:
+            if isinstance(made, New):
+                tensor = made.layout.make()
+                self._follow(tensor, made.block + first)
+            elif isinstance(made, Given):
+                tensor = given[made.position]
+            else:
+                tensor = given[made.position].as_strided(made.shape, made.strides, made.offset)
+            results.append(tensor)
+        return results[0] if done.container is None else done.container(results)
+
+    def _may_take(self, kind: Workspace) -> bool:
+        return kind is Workspace.CUBLAS or self._workspace_bytes[kind] > 0
 
     def _take_workspace(self, kind: Workspace, origin: int, *, block: int | None = None) -> None:
         """Take the workspace that products keep from now on, unless it has been taken.
@@ -316,33 +406,3 @@ class AllocationRecorder:
             if block is not None:
                 positions.setdefault(block, position)
         return positions
-
-    def _find_origin(self, operation: Any) -> int:
-        path = self._entered[-1]
-        if self._layer and path.startswith(self._layer):
-            path = path[len(self._layer) + 1 :]
-        is_on_side = self._stream is not None and self._stream.is_current
-        return self._origins.number(self._layer, path, operation.__name__, is_on_side=is_on_side)
-
-    def _enter_module(self, module: nn.Module, *_: object) -> None:
-        self._entered.append(self._paths.get(id(module), self._entered[-1]))
-
-    def _leave_module(self, *_: object) -> None:
-        self._entered.pop()
-
-
-class _Births(DispatchMode):
-    """Passes every operation that is one kernel on a GPU to a recorder."""
-
-    def __init__(self, recorder: AllocationRecorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return an operation's result and record its memory."""
-        if not is_one_kernel(func):
-            with self:
-                return run_composite(func, args, kwargs)
-        result = self.pass_on(func, args, kwargs)
-        self._recorder.see_births(func.overloadpacket, args, kwargs, result)
-        return result
