@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.caches.offloaded import SideStream
 from moetool.simulation.memory.cuda_kernels import (
     Temporaries,
@@ -105,10 +106,13 @@ class AllocationRecorder:
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
-        for tensor in (*self._model.parameters(), *self._model.buffers()):
-            storage = find_local(tensor).untyped_storage()
-            # Kept alive: if a layer replaced it, a storage made later could have its address.
-            self._followed[storage._cdata] = (-1, storage)
+        for _, module in walk_modules(self._model):
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    storage = find_local(tensor).untyped_storage()
+                    # Kept alive: if a layer replaced it, a storage made later could have its
+                    # address.
+                    self._followed[storage._cdata] = (-1, storage)
         self._exit.enter_context(self._places)
         self._exit.enter_context(Births(self, may_keep=self._may_keep))
         return self

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 from moetool.simulation.memory.timeline import Event
+
+# `Event._make` does the same in Python, which takes three times as long.
+_make_event = partial(tuple.__new__, Event)
 
 
 class Workspace(Enum):
@@ -107,7 +110,7 @@ class LayerEvents:
             0 if num_bytes < 0 else moved[origin]
             for num_bytes, origin in zip(sizes, origins, strict=True)
         ]
-        return map(Event._make, zip(numbers, sizes, places, strict=True))
+        return map(_make_event, zip(numbers, sizes, places, strict=True))
 
     @cached_property
     def _columns(self) -> tuple[tuple[int, ...], ...]:
