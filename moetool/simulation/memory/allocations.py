@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -20,16 +20,11 @@ from moetool.simulation.memory.cuda_kernels import (
 )
 from moetool.simulation.memory.layer_events import LayerEvents, LayerMark, Taking, Workspace
 from moetool.simulation.memory.operations.births import Births
-from moetool.simulation.memory.operations.outcomes import (
-    Given,
-    Need,
-    New,
-    OperationEvent,
-    OperationMark,
-    OperationOutcome,
-    make_outcome,
-)
+from moetool.simulation.memory.operations.ledger import Ledger
+from moetool.simulation.memory.operations.outcomes import OperationOutcome
 from moetool.simulation.memory.operations.places import Places
+from moetool.simulation.memory.operations.repeats import OperationRepeats
+from moetool.simulation.memory.operations.workspaces import Workspaces
 from moetool.simulation.memory.timeline import Event, Origins
 from moetool.simulation.meta.dispatch import find_local, find_tensors
 from moetool.simulation.meta.generation import TooManyOperations
@@ -79,70 +74,62 @@ class AllocationRecorder:
         find_temporaries: FindTemporaries = find_temporaries,
         stream: SideStream | None = None,
     ) -> None:
-        self.events: list[Event] = []
-        self._workspaces: dict[Workspace, int] = {}
-        self._workspace_bytes = {
-            Workspace.CUBLAS: workspace_bytes,
-            Workspace.CUBLAS_LT: lt_workspace_bytes,
-        }
-        # The first product since the layer began that needs each of them.
-        self._needed: dict[Workspace, Taking] = {}
-        # The products so far that need a workspace.
-        self._needs: list[Need] = []
+        self._ledger = Ledger()
+        self._workspaces = Workspaces(
+            self._ledger,
+            {Workspace.CUBLAS: workspace_bytes, Workspace.CUBLAS_LT: lt_workspace_bytes},
+        )
         self._max_blocks = max_blocks_of_layer
         self._num_blocks_before_layer = 0
         self._device = device
         self._find_temporaries = find_temporaries
-        self._may_keep = device == "meta" and find_temporaries is _USUAL_TEMPORARIES
+        self._may_repeat = device == "meta" and find_temporaries is _USUAL_TEMPORARIES
         self._model = model
         self._places = Places(model, origins, stream)
-        self._num_blocks = 0
-        # The block of each storage by address, and a weak reference that notices its death. For
-        # parameters and buffers: -1, and the storage itself, which keeps it alive.
-        self._followed: dict[int, tuple[int, object]] = {}
-        self._holders: dict[int, int] = {}
-        self._bytes_of: dict[int, int] = {}
-        self._deaths_put_off: set[int] | None = None
+        self._repeats = OperationRepeats(self._ledger, self._places, self._workspaces)
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
         for _, module in walk_modules(self._model):
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
-                    storage = find_local(tensor).untyped_storage()
-                    # Kept alive: if a layer replaced it, a storage made later could have its
-                    # address.
-                    self._followed[storage._cdata] = (-1, storage)
+                    self._ledger.leave_out(find_local(tensor))
         self._exit.enter_context(self._places)
-        self._exit.enter_context(Births(self, may_keep=self._may_keep))
+        repeats = self._repeats if self._may_repeat else None
+        self._exit.enter_context(Births(self, repeats))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
     @property
+    def events(self) -> list[Event]:
+        """Births and deaths so far, in order."""
+        return self._ledger.events
+
+    @property
     def workspace_block(self) -> int | None:
         """The block that matrix products keep; None before the first."""
-        return self._workspaces.get(Workspace.CUBLAS)
+        return self._workspaces.taken.get(Workspace.CUBLAS)
 
     @property
     def lt_workspace_block(self) -> int | None:
         """The block that products with a bias keep; None before the first."""
-        return self._workspaces.get(Workspace.CUBLAS_LT)
+        return self._workspaces.taken.get(Workspace.CUBLAS_LT)
 
     def switch_handle(self, kept: dict[Workspace, int]) -> dict[Workspace, int]:
         """Let products use a handle of cuBLAS that kept these, and return those of the one before."""
-        kept, self._workspaces = self._workspaces, dict(kept)
+        workspaces = self._workspaces
+        kept, workspaces.taken = workspaces.taken, dict(kept)
         return kept
 
     def find_block(self, tensor: torch.Tensor) -> int | None:
         """Return the block that a tensor is in; None for parameters and tensors not followed."""
-        found = self._followed.get(tensor.untyped_storage()._cdata)
-        return None if found is None or found[0] < 0 else found[0]
+        return self._ledger.find_block(tensor)
 
     def count_bytes(self, block: int) -> int:
         """Return the size of a live block."""
-        return self._bytes_of[block]
+        return self._ledger.count_bytes(block)
 
     def describe(self, visit: LayerVisit) -> Hashable:
         """Return which of the visit's tensors share memory."""
@@ -155,9 +142,10 @@ class AllocationRecorder:
     def begin_layer(self, visit: LayerVisit) -> LayerMark:
         """Return a mark of the beginning of a layer."""
         self._places.layer = visit.path
-        self._num_blocks_before_layer = self._num_blocks
-        self._needed = {}
-        return LayerMark(len(self.events), self._num_blocks, self._find_positions(visit))
+        self._num_blocks_before_layer = self._ledger.num_blocks
+        self._workspaces.needed = {}
+        num_blocks = self._num_blocks_before_layer
+        return LayerMark(len(self.events), num_blocks, self._find_positions(visit))
 
     def end_layer(self, mark: LayerMark, left: Sequence[torch.Tensor]) -> LayerEvents | None:
         """Return the events since a mark.
@@ -167,7 +155,7 @@ class AllocationRecorder:
         """
         self._places.layer = ""
         names = {block: -1 - position for block, position in mark.positions.items()}
-        alive, workspaces = set[int](), set(self._workspaces.values())
+        alive, workspaces = set[int](), set(self._workspaces.taken.values())
         events: list[Event] = []
         # For each number of events since the mark, the number of those kept for other layers.
         num_own: list[int] = []
@@ -187,7 +175,7 @@ class AllocationRecorder:
             return None
         return LayerEvents(
             events=tuple(events),
-            num_made=self._num_blocks - mark.num_blocks,
+            num_made=self._ledger.num_blocks - mark.num_blocks,
             left=tuple(None if block is None else names[block] for block in blocks),
             workspaces={
                 kind: Taking(
@@ -195,7 +183,7 @@ class AllocationRecorder:
                     taking.origin,
                     None if taking.block is None else taking.block - mark.num_blocks,
                 )
-                for kind, taking in self._needed.items()
+                for kind, taking in self._workspaces.needed.items()
             },
         )
 
@@ -208,44 +196,34 @@ class AllocationRecorder:
         layer = visit.path
         # A reference held here would keep a tensor from dying when it should.
         del visit
-        first, self._num_blocks = self._num_blocks, self._num_blocks + done.num_made
-        self._deaths_put_off = set()
+        first = self._ledger.number_blocks(done.num_made)
+        self._ledger.put_off_deaths()
         try:
             yield
         finally:
-            died, self._deaths_put_off = self._deaths_put_off, None
+            died = self._ledger.take_deaths()
         # What the layer found and left in place is now held by another tensor.
         died -= {found[name] for name in done.left if name is not None and name < 0}
         freed = {found[name] for name in done.freed}
         # It lives on if something else holds it here.
         living, died = freed - died, died - freed
         moved = {place: self._places.number_in(layer, place) for place in done.birthplaces}
+        place = partial(done.place, first=first, found=found, moved=moved)
         start = 0
         for kind, taking in sorted(done.workspaces.items(), key=lambda item: item[1].num_events):
-            if kind in self._workspaces:
-                continue
-            self._extend(
-                done.place(start, taking.num_events, first=first, found=found, moved=moved), living
-            )
-            start = taking.num_events
-            place = self._places.number_in(layer, taking.origin)
-            block = None if taking.block is None else taking.block + first
-            self._take_workspace(kind, place, block=block)
-        end = len(done.events)
-        self._extend(done.place(start, end, first=first, found=found, moved=moved), living)
+            if kind not in self._workspaces.taken:
+                self._ledger.extend(place(start, taking.num_events), living=living)
+                start = taking.num_events
+                block = None if taking.block is None else taking.block + first
+                origin = self._places.number_in(layer, taking.origin)
+                self._workspaces.take(kind, origin, block=block)
+        self._ledger.extend(place(start, len(done.events)), living=living)
         for block, num_bytes in done.sizes_left.items():
-            self._bytes_of[block + first] = num_bytes
-        for block in sorted(died):
-            self.events.append(Event(block, -1, 0))
+            self._ledger.note_bytes(block + first, num_bytes)
+        self._ledger.free(sorted(died))
         for number, name in enumerate(done.left):
             if name is not None and number in left:
-                self._follow(left[number], name + first if name >= 0 else found[name])
-
-    def _extend(self, events: Iterable[Event], living: Collection[int]) -> None:
-        """Record events, except deaths of blocks that live on."""
-        if living:
-            events = [event for event in events if event.block not in living]
-        self.events.extend(events)
+                self._ledger.follow(left[number], name + first if name >= 0 else found[name])
 
     def see_births(
         self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any
@@ -254,8 +232,7 @@ class AllocationRecorder:
         new = [
             leaf
             for leaf in find_tensors([result])
-            if leaf.device.type == self._device
-            and leaf.untyped_storage()._cdata not in self._followed
+            if leaf.device.type == self._device and not self._ledger.is_followed(leaf)
         ]
         if not new and not (args and result is args[0]):
             return
@@ -263,145 +240,32 @@ class AllocationRecorder:
         # Operations in place make nothing else.
         if not new and temporaries is None:
             return
-        num_blocks = self._num_blocks - self._num_blocks_before_layer
-        if self._places.layer and self._max_blocks is not None and num_blocks > self._max_blocks:
+        if self._makes_too_many(0):
             raise TooManyOperations
         origin = self._places.number(operation.__name__)
         if needs_workspace(operation):
-            self._needs.append(Need(len(self.events), Workspace.CUBLAS, operation.__name__))
-            self._take_workspace(Workspace.CUBLAS, origin)
+            self._workspaces.need(Workspace.CUBLAS, operation.__name__, origin)
         if needs_lt_workspace(operation, args):
-            self._needs.append(Need(len(self.events), Workspace.CUBLAS_LT, operation.__name__))
-            if self._may_take(Workspace.CUBLAS_LT):
-                self._take_workspace(Workspace.CUBLAS_LT, origin)
+            self._workspaces.need(Workspace.CUBLAS_LT, operation.__name__, origin)
         temporaries = temporaries or _NO_TEMPORARIES
-        taken = [self._bear(num_bytes, origin) for num_bytes in temporaries.before]
+        ledger = self._ledger
+        taken = [ledger.bear(num_bytes, origin) for num_bytes in temporaries.before]
         for tensor in new:
-            if tensor.untyped_storage()._cdata not in self._followed:
-                self._follow(tensor, self._bear(tensor.untyped_storage().nbytes(), origin))
-        taken += [self._bear(num_bytes, origin) for num_bytes in temporaries.after]
-        self.events.extend(Event(block, -1, 0) for block in reversed(taken))
+            if not ledger.is_followed(tensor):
+                ledger.follow(tensor, ledger.bear(tensor.untyped_storage().nbytes(), origin))
+        taken += [ledger.bear(num_bytes, origin) for num_bytes in temporaries.after]
+        ledger.free(reversed(taken))
 
-    def begin_operation(self) -> OperationMark:
-        """Return a mark of the beginning of an operation."""
-        return OperationMark(
-            *(len(self.events), self._num_blocks, len(self._needs), len(self._workspaces))
-        )
+    def can_repeat(self, done: OperationOutcome, given: Sequence[torch.Tensor]) -> bool:
+        """Return whether an operation has the outcome of an earlier one, and is within the limit."""
+        return not self._makes_too_many(done.num_made) and self._repeats.can_repeat(done, given)
 
-    def end_operation(
-        self, mark: OperationMark, given: Sequence[torch.Tensor], result: Any
-    ) -> OperationOutcome | None:
-        """Return the outcome of an operation since a mark; None if it can't stand for another's."""
-        if len(self._workspaces) != mark.num_workspaces:
-            return None
-        first = mark.num_blocks
-        events = [
-            OperationEvent(
-                event.block - first,
-                event.num_bytes,
-                self._places.find_operation(event.origin) if event.num_bytes >= 0 else "",
-            )
-            for event in self.events[mark.num_events :]
-        ]
-        needs = self._needs[mark.num_needs :]
-
-        def number_block(tensor: torch.Tensor) -> int:
-            block = self.find_block(tensor)
-            return -1 if block is None else block - first
-
-        return make_outcome(
-            events,
-            [need._replace(num_events=need.num_events - mark.num_events) for need in needs],
-            num_made=self._num_blocks - first,
-            given=given,
-            result=result,
-            number_block=number_block,
-        )
-
-    def can_repeat_operation(self, done: OperationOutcome, given: Sequence[torch.Tensor]) -> bool:
-        """Return whether an operation on other tensors has the outcome of an earlier one.
-
-        It has not if it takes a workspace or makes too many blocks.
-        """
-        num_blocks = self._num_blocks + done.num_made - self._num_blocks_before_layer
-        if self._max_blocks is not None and self._places.layer and num_blocks > self._max_blocks:
+    def _makes_too_many(self, num_further: int) -> bool:
+        """Return whether a layer makes too many blocks, with a number of further ones."""
+        if self._max_blocks is None or not self._places.layer:
             return False
-        return all(
-            workspace in self._workspaces or not self._may_take(workspace)
-            for _, workspace, _ in done.needs
-        ) and all(
-            given[position].untyped_storage()._cdata in self._followed for position in done.shared
-        )
-
-    def repeat_operation(self, done: OperationOutcome, given: Sequence[torch.Tensor]) -> Any:
-        """Return results like those of an earlier operation, and record its memory."""
-        first, events = self._num_blocks, self.events
-        self._num_blocks += done.num_made
-        for number, workspace, operation in done.needs:
-            self._needs.append(Need(len(events) + number, workspace, operation))
-            if workspace not in self._needed and self._may_take(workspace):
-                taking = Taking(len(events) + number, self._places.number(operation), None)
-                self._needed[workspace] = taking
-        for block, num_bytes, operation in done.events:
-            origin = 0
-            if num_bytes >= 0:
-                self._bytes_of[block + first] = num_bytes
-                origin = self._places.number(operation)
-            events.append(Event(block + first, num_bytes, origin))
-        results: list[torch.Tensor] = []
-        for made in done.results:
-            if isinstance(made, New):
-                tensor = made.layout.make()
-                self._follow(tensor, made.block + first)
-            elif isinstance(made, Given):
-                tensor = given[made.position]
-            else:
-                tensor = given[made.position].as_strided(made.shape, made.strides, made.offset)
-            results.append(tensor)
-        return results[0] if done.container is None else done.container(results)
-
-    def _may_take(self, kind: Workspace) -> bool:
-        return kind is Workspace.CUBLAS or self._workspace_bytes[kind] > 0
-
-    def _take_workspace(self, kind: Workspace, origin: int, *, block: int | None = None) -> None:
-        """Take the workspace that products keep from now on, unless it has been taken.
-
-        Args:
-            kind: The kind of workspace.
-            origin: The place of the product.
-            block: Its block; None for a new one.
-        """
-        num_events, is_new = len(self.events), kind not in self._workspaces
-        if is_new:
-            self._workspaces[kind] = self._bear(self._workspace_bytes[kind], origin, block=block)
-        taken = self._workspaces[kind] if is_new else None
-        self._needed.setdefault(kind, Taking(num_events, origin, taken))
-
-    def _bear(self, num_bytes: int, origin: int, *, block: int | None = None) -> int:
-        if block is None:
-            block, self._num_blocks = self._num_blocks, self._num_blocks + 1
-        self.events.append(Event(block, num_bytes, origin))
-        self._bytes_of[block] = num_bytes
-        return block
-
-    def _follow(self, tensor: torch.Tensor, block: int) -> None:
-        """Record the death of a block when the storage of its tensor dies, or the last of several."""
-        storage = tensor.untyped_storage()
-        address = storage._cdata
-        self._holders[block] = self._holders.get(block, 0) + 1
-
-        def die(_: object) -> None:
-            self._followed.pop(address, None)
-            self._holders[block] -= 1
-            if self._holders[block]:
-                return
-            del self._holders[block]
-            if self._deaths_put_off is not None:
-                self._deaths_put_off.add(block)
-            else:
-                self.events.append(Event(block, -1, 0))
-
-        self._followed[address] = (block, weakref.ref(storage, die))
+        num_blocks = self._ledger.num_blocks + num_further - self._num_blocks_before_layer
+        return num_blocks > self._max_blocks
 
     def _find_positions(self, visit: LayerVisit) -> dict[int, int]:
         positions: dict[int, int] = {}

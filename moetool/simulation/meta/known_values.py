@@ -36,10 +36,7 @@ _CHOOSES_TOKENS = (aten.argmax, aten.multinomial)
 _CHOOSES_BEAMS = (aten.topk,)
 _CHOOSES_EXPERTS = (aten.topk, aten.argmax, aten.max)
 _LEAVES_UNSET = (aten.empty, aten.empty_strided, aten.empty_permuted)
-# All that may do something else than torch with tensors whose values are unknown.
-_SEES_UNKNOWN = frozenset(
-    {*_READS, aten.nonzero, *_TAKES_MASKS, *_CHOOSES_TOKENS, *_CHOOSES_BEAMS, *_CHOOSES_EXPERTS}
-)
+_CHOOSES = (*_CHOOSES_TOKENS, *_CHOOSES_BEAMS, *_CHOOSES_EXPERTS)
 
 
 class KnownValues(DispatchMode):
@@ -315,7 +312,7 @@ class KnownValues(DispatchMode):
 
 def passes_unknown(operation: Any) -> bool:
     """Return whether `KnownValues` leaves an operation to torch if none of its values is known."""
-    return operation not in _SEES_UNKNOWN
+    return operation not in (*_READS, aten.nonzero, *_TAKES_MASKS, *_CHOOSES)
 
 
 def _find_written(

@@ -88,10 +88,10 @@ def find_result(
     rest = args[num_looked_at:]
     if not elements or any(isinstance(value, LaterValue) for value in rest):
         return None
-    if func in _VIEWS:
-        return elements[0].reshape(ones)
     result: torch.Tensor | None = None
-    if func is aten.sum.default:
+    if func in _VIEWS:
+        result = elements[0].reshape(ones)
+    elif func is aten.sum.default:
         # Only of integers is the sum that of any order.
         if not (kwargs or elements[0].is_floating_point() or elements[0].is_complex()):
             result = func(*elements) * args[0].shape.numel()

@@ -79,7 +79,7 @@ class Fingerprints:
 
     def of_value(self, value: Any) -> Hashable:
         """Return the fingerprint of anything that a layer is given or holds."""
-        base = _find_base(type(value))
+        base = _find_base(value.__class__)
         if base is _PLAIN:
             return (type(value), value)
         if base is torch.Tensor:
@@ -183,7 +183,7 @@ def is_transparent(value: Any) -> bool:
 
     It doesn't for objects that may change between two uses, such as caches.
     """
-    base = _find_base(type(value))
+    base = _find_base(value.__class__)
     if base is _ROWS:
         return all(map(is_transparent, value))
     if base is dict:

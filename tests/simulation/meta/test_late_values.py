@@ -33,8 +33,9 @@ def test_large_tensors_are_computed_once_they_are_read() -> None:
     assert mask.nonzero().shape == (66, 2)
 
 
+@pytest.mark.usefixtures("late")
 def test_large_tensors_that_nothing_reads_are_never_computed(
-    late: KnownValues, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ran: list[object] = []
     compute = DeferredCall._compute

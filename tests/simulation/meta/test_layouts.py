@@ -96,7 +96,7 @@ def test_every_result_of_a_run_is_laid_out_as_torch_lays_it_out(
     options, lengths = RunOptions(batch_size=2, has_padding=True), (8, 2)
     generate(skeleton, options, *lengths)
     # All that is remembered is so by now. What recorders remember would keep calls from layouts.
-    monkeypatch.setattr(AllocationRecorder, "can_repeat_operation", lambda *_: False)
+    monkeypatch.setattr(AllocationRecorder, "can_repeat", lambda *_: False)
     monkeypatch.setattr(Layouts, "run", run_both)
     generate(skeleton, options, *lengths)
     assert num_compared > 300

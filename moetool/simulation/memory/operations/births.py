@@ -10,6 +10,7 @@ from torch import nn
 
 from moetool.simulation.memory.cuda_kernels import is_one_kernel
 from moetool.simulation.memory.operations.outcomes import OperationOutcome
+from moetool.simulation.memory.operations.repeats import OperationRepeats
 from moetool.simulation.meta.dispatch import DispatchMode, find_tensors
 from moetool.simulation.meta.known_values import KnownValues, passes_unknown
 from moetool.simulation.meta.meta_kernels import MetaKernels
@@ -53,12 +54,16 @@ class Births(DispatchMode):
     on its other arguments. That also holds for one that is composed of others. All this is found
     once, and only recorded from then on. Of tensors whose values are known, results are known as
     well, so those operations run; and where other modes see operations, all do.
+
+    Args:
+        recorder: Records memory.
+        repeats: Records operations that do the same as an earlier one; None to run all.
     """
 
-    def __init__(self, recorder: AllocationRecorder, *, may_keep: bool) -> None:
+    def __init__(self, recorder: AllocationRecorder, repeats: OperationRepeats | None) -> None:
         super().__init__()
         self._recorder = recorder
-        self._may_keep = may_keep
+        self._repeats = repeats
         # Finds which tensors have known values; None if no outcomes can be kept.
         self._known: KnownValues | None = None
         # Operations so far that do something else in a call like an earlier one.
@@ -67,14 +72,15 @@ class Births(DispatchMode):
     def __enter__(self) -> Self:
         super().__enter__()
         modes = self.list_modes()
-        if self._may_keep and torch.is_inference_mode_enabled():
+        if self._repeats is not None and torch.is_inference_mode_enabled():
             is_usual = [type(mode) for mode in modes[1:]] == [KnownValues, MetaKernels]
             self._known = modes[1] if is_usual else None  # type: ignore[assignment]
         return self
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return an operation's result and record its memory."""
-        if self._known is None:
+        repeats = self._repeats
+        if self._known is None or repeats is None:
             return self._run(func, args, kwargs)
         kind = _KINDS.get(id(func)) or _find_kind(func)
         given: list[torch.Tensor] = []
@@ -83,13 +89,13 @@ class Births(DispatchMode):
             self._num_not_kept += not kind.is_kept
             return self._run(func, args, kwargs)
         outcome = _OUTCOMES.get(key)
-        if outcome is not None and self._recorder.can_repeat_operation(outcome, given):
-            return self._recorder.repeat_operation(outcome, given)
-        mark, num_not_kept = self._recorder.begin_operation(), self._num_not_kept
+        if outcome is not None and self._recorder.can_repeat(outcome, given):
+            return repeats.repeat(outcome, given)
+        mark, num_not_kept = repeats.begin(), self._num_not_kept
         result = self._run(func, args, kwargs)
         is_known = self._known.count_known(find_tensors([result])) > 0
         if self._num_not_kept == num_not_kept and not is_known:
-            outcome = self._recorder.end_operation(mark, given, result)
+            outcome = repeats.end(mark, given, result)
             if outcome is not None:
                 if len(_OUTCOMES) >= _MOST_KEPT:
                     _OUTCOMES.clear()

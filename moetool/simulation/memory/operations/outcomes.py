@@ -152,7 +152,7 @@ def _describe_view(tensor: torch.Tensor, given: torch.Tensor, position: int) -> 
     """Return the description of a view; None if it reads the memory as another dtype."""
     if tensor.dtype is not given.dtype:
         return None
-    return View(position, tensor.shape, tensor.stride(), tensor.storage_offset())
+    return View(position, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
 
 def _find_living(events: Sequence[OperationEvent]) -> list[int] | None:
@@ -166,19 +166,3 @@ def _find_living(events: Sequence[OperationEvent]) -> list[int] | None:
         else:
             return None
     return sorted(living)
-
-
-class OperationMark(NamedTuple):
-    """The beginning of an operation.
-
-    Attributes:
-        num_events: Number of events before it.
-        num_blocks: Number of blocks before it.
-        num_needs: Number of products before it that needed a workspace.
-        num_workspaces: Number of workspaces taken before it.
-    """
-
-    num_events: int
-    num_blocks: int
-    num_needs: int
-    num_workspaces: int
