@@ -21,7 +21,7 @@ from moetool.errors import UntraceableError
 from moetool.tracing.recording.calls import RecordedLayer
 from moetool.tracing.windows.probabilities import find_score_function
 from tests.command import REPOSITORY
-from tests.families.tiny.configs import find_family
+from tests.families.tiny.families import find_family
 from tests.families.tiny.models import available, broken, build_family
 from tests.families.tiny.proof import Proof, proof_of, prove, record, why_refused
 

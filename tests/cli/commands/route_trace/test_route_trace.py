@@ -304,7 +304,9 @@ def test_the_module_and_the_command_are_the_same(tmp_path: Path) -> None:
 
 
 def test_the_sample_prompts_are_not_from_the_training_script() -> None:
-    script = (REPOSITORY / "tools" / "train_demo.py").read_text(encoding="utf-8")
+    scripts = (REPOSITORY / "tools" / "train_demo").glob("*.py")
+    script = "".join(file.read_text(encoding="utf-8") for file in scripts)
+    assert "arithmetic" in script
     for file in (REPOSITORY / "sample_prompts").glob("*.jsonl"):
         for line in file.read_text(encoding="utf-8").splitlines():
             assert json.loads(line)["text"][:40] not in script
