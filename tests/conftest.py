@@ -143,8 +143,8 @@ def short_demo_trace(sample_prompts: Path) -> Path:
 
 def _trace_demo(name: str, prompts: Path, *options: str) -> Path:
     def fill(folder: Path) -> None:
-        command = ("route-trace", "demo", "--prompts", prompts, *options, "-o", "trace.parquet")
-        completed = run_main(*command, cwd=folder)
+        words = ("--prompts", str(prompts), *options, "-o", "trace.parquet")
+        completed = run_main("route-trace", "demo", *words, cwd=folder)
         assert completed.returncode == 0, completed.stderr
 
     return fill_once(name, fill) / "trace.parquet"
