@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from moetool.anatomy.skeleton.copies import copy_skeleton
 from moetool.simulation.meta.replaced import replaced
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def convert_to_fp8(skeleton: PreTrainedModel, stated: Mapping[str, Any]) -> PreT
     import transformers
     from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
-    loaded: Any = copy.deepcopy(skeleton)
+    loaded: Any = copy_skeleton(skeleton)
     config_class: Any = transformers.FineGrainedFP8Config
     quantizer: Any = FineGrainedFP8HfQuantizer(
         config_class.from_dict(dict(stated)), pre_quantized=True
