@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -122,6 +122,19 @@ class LoadedModel:
             note += _AS_IF if self.packed is None else _AS_PACKED
         return [note.format(method=self.stored.method, dtype=dtype)]
 
+    def copy_in_full(self, stored: StoredWeights) -> LoadedModel:
+        """Return a copy whose weights are in the skeleton's dtypes, of the same skeleton.
+
+        Args:
+            stored: The stored weights, which this model has.
+        """
+        return LoadedModel(
+            self.skeleton,
+            held=self.skeleton,
+            stored=replace(stored, basis=Basis.COPY),
+            stored_notes=self.stored_notes,
+        )
+
 
 @dataclass(frozen=True)
 class ModelLoader:
@@ -192,6 +205,15 @@ class ModelLoader:
         return self.load(scenario.quantized(Quantization.NONE))
 
     def _load(self, scenario: Scenario) -> LoadedModel:
+        published = self._loaded.get(replace(scenario, dtype=Dtype.AUTO).loading)
+        if published is not None and published.stored is not None:
+            as_published, named = (
+                self.builder.find_dtype(each)
+                for each in (replace(scenario, dtype=Dtype.AUTO), scenario)
+            )
+            if as_published is named:
+                # Building the skeleton again and converting it would give the same.
+                return published.copy_in_full(published.stored)
         skeleton = self.builder.build(scenario)
         if scenario.quantization is not Quantization.NONE:
             return LoadedModel(skeleton, held=skeleton)

@@ -12,7 +12,8 @@ from transformers.initialization import no_tie_weights
 from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
 from moetool.memory.sharing.shards import Shard, UnknownStyle, find_shard, split_evenly
-from tests.families.tiny.configs import build_config, find_family
+from tests.families.tiny.configs import build_config
+from tests.families.tiny.families import find_family
 from tests.memory.published_skeletons import build_published_skeleton
 from tests.memory.sharing.fake_ranks import count_loaded_bytes, sharing
 from tests.simulation.skeletons import build_family_skeleton

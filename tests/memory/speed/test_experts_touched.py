@@ -28,8 +28,8 @@ from moetool.memory.speed.experts_touched import (
 from moetool.memory.speed.recorded_routing import read_routing
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.rows import assignment_rows
-from tests.families.tiny.configs import NUM_EXPERTS as NUM_TINY_EXPERTS
-from tests.families.tiny.configs import TOP_K
+from tests.families.tiny.sizes import NUM_EXPERTS as NUM_TINY_EXPERTS
+from tests.families.tiny.sizes import TOP_K
 from tests.simulation.skeletons import build_family_skeleton
 from tests.trace.examples import (
     NUM_EXPERTS,
