@@ -22,8 +22,8 @@ def copy_skeleton(skeleton: _Model) -> _Model:
     It is what `copy.deepcopy` returns, which spends most of its time on the empty dictionaries that
     each module has for hooks.
     """
-    memo: dict[int, Any] = {}
-    return _copy_module(skeleton, memo)
+    copied: _Model = _copy_module(skeleton, {})
+    return copied
 
 
 def _copy_module(module: Any, memo: dict[int, Any]) -> Any:
