@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from moetool.anatomy.config_fields import read_count
-from moetool.anatomy.routing.alike import describe_block
 from moetool.anatomy.routing.before_experts import stopping_before
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.checkpoint.stated.top_k_fields import TOP_K_FIELDS
 
 # Names under which blocks and routers keep the number. In a configuration, `top_k` would be the
@@ -21,6 +21,8 @@ from moetool.checkpoint.stated.top_k_fields import TOP_K_FIELDS
 _ATTRIBUTES = ("top_k", "topk", *TOP_K_FIELDS)
 
 _NUM_TOKENS = 4
+
+_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, type)
 
 
 def find_each_top_k(
@@ -114,3 +116,32 @@ def _watch_decision(block: nn.Module, experts: nn.Module, *, hidden_size: int) -
     ids = [tensor for tensor in received if not tensor.is_floating_point() and tensor.dim() == 2]
     is_decision = len(ids) == 1 and ids[0].shape[0] == _NUM_TOKENS
     return ids[0].shape[1] if is_decision else None
+
+
+def describe_block(block: nn.Module) -> Hashable:
+    """Return the classes of a block and all modules in it, and everything that they hold.
+
+    Tensors without data are described by their shapes. Whatever isn't a plain value or a container
+    of such equals only itself, such as a configuration that all layers share. So a description is
+    only comparable with others while the blocks exist.
+    """
+    return tuple(
+        (path, type(module), tuple(module._modules), _describe(vars(module), without="_modules"))
+        for path, module in walk_modules(block, is_each_once=False)
+    )
+
+
+def _describe(value: object, *, without: str | None = None) -> Hashable:
+    if isinstance(value, _PLAIN):
+        return (type(value), value)
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        return (type(value), value.shape, value.stride(), value.dtype)
+    if isinstance(value, list | tuple):
+        return (type(value), *map(_describe, value))
+    if isinstance(value, set):
+        return (type(value), frozenset(map(_describe, value)))
+    if isinstance(value, dict):
+        items = value.items()
+        # Most of what a module holds are empty collections of hooks.
+        return (type(value), *((k, _describe(v)) for k, v in items if k != without))
+    return (type(value), id(value))

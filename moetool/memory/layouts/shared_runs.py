@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from functools import partial
 
+from moetool.anatomy.skeleton.copies import copy_skeleton
 from moetool.errors import InputError, UsageError
 from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
@@ -105,7 +105,7 @@ class SharedRuns:
         say = f"simulating {loader.name(scenario)}: {self.way} parallel, rank {rank} of {num_gpus}"
         loader.say(say)
         # Sharing changes the skeleton.
-        skeleton = copy.deepcopy(model.packed) if model.packed else loader.builder.build(scenario)
+        skeleton = copy_skeleton(model.packed) if model.packed else loader.builder.build(scenario)
         try:
             with acting_as_rank(rank, num_ranks=num_gpus), model.offer_kernels():
                 shared = share_among_ranks(

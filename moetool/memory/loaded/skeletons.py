@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
@@ -18,6 +18,7 @@ from moetool.anatomy.skeleton.build import (
     find_whole_class,
     refuse_unbuildable,
 )
+from moetool.anatomy.skeleton.copies import copy_skeleton
 from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
 from moetool.checkpoint.config import make_config
 from moetool.checkpoint.subject import Subject
@@ -45,6 +46,10 @@ class SkeletonBuilder:
 
     subject: Subject
     trust_remote_code: bool = False
+    # Copied and never changed: building takes several times as long as copying.
+    _in_dtypes: dict[torch.dtype, PreTrainedModel] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def make_config(self) -> PreTrainedConfig:
         """Return the model's configuration as transformers reads it.
@@ -80,13 +85,14 @@ class SkeletonBuilder:
         """
         if scenario.quantization is not Quantization.NONE:
             self._refuse_quantized()
-        config = self.make_config()
         dtype = self.find_dtype(scenario)
-        with refuse_unbuildable(
-            self.subject.model, config, trust_remote_code=self.trust_remote_code
-        ):
-            skeleton = self._build(config, dtype, device=device)
-        hold_as_loaded(skeleton, dtype)
+        if device != "meta" or find_quantization(self.subject) is not None:
+            # transformers won't quantize it again, so that one copy is all that is asked for.
+            skeleton = self._build_in(dtype, device=device)
+        else:
+            if dtype not in self._in_dtypes:
+                self._in_dtypes[dtype] = self._build_in(dtype, device=device)
+            skeleton = copy_skeleton(self._in_dtypes[dtype])
         if is_flash(scenario.attention) and dtype is torch.float32:
             raise UsageError(
                 f"Flash attention takes bfloat16 or float16, and {self.subject.model} is loaded in "
@@ -106,6 +112,16 @@ class SkeletonBuilder:
                 is_double_quantized=scenario.is_double_quantized,
                 experts=scenario.experts,
             )
+        return skeleton
+
+    def _build_in(self, dtype: torch.dtype, *, device: str) -> PreTrainedModel:
+        """Return the model in a dtype, as far as it is the same in all scenarios."""
+        config = self.make_config()
+        with refuse_unbuildable(
+            self.subject.model, config, trust_remote_code=self.trust_remote_code
+        ):
+            skeleton = self._build(config, dtype, device=device)
+        hold_as_loaded(skeleton, dtype)
         return skeleton
 
     def clip_scenario(self, scenario: Scenario, sizes: Collection[str]) -> Scenario:

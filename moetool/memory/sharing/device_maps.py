@@ -193,8 +193,9 @@ class DeviceMaps:
         max_memory["cpu"] = _HOST_BYTES
         is_plain = self._quantization is Quantization.NONE
         quantizer: Any = None if is_plain else _BitsAndBytesQuantizer()
+        model: Any = self._model
         with _without_warnings():
-            device_map: dict[str, Any] = _get_device_map(self._model, "auto", max_memory, quantizer)
+            device_map: dict[str, Any] = _get_device_map(model, "auto", max_memory, quantizer)
         return device_map
 
 

@@ -70,7 +70,7 @@ def merge_undivided(model: PreTrainedModel) -> nn.Module:
 
 
 def _merge(module: nn.Module, merged: dict[int, nn.Module]) -> nn.Module:
-    """Return a module with merged layers in place of its own, and its other tensors as they are.
+    """Return a module with merged layers in place of its layers, and its other tensors as they are.
 
     Args:
         module: A module that is divided, or a layer.

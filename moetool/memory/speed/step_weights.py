@@ -177,12 +177,10 @@ class ParameterRoles:
 
     def list_each_once(self) -> Mapping[str, nn.Parameter]:
         """Return each of the model's parameters by the first of its paths."""
-        seen: set[int] = set()
-        return {
-            path: parameter
-            for path, parameter in self.plain.items()
-            if not (id(parameter) in seen or seen.add(id(parameter)))
-        }
+        first_paths: dict[int, str] = {}
+        for path, parameter in self.plain.items():
+            first_paths.setdefault(id(parameter), path)
+        return {path: self.plain[path] for path in first_paths.values()}
 
     def find_experts(self, path: str) -> MoeLayer | None:
         """Return the layer whose routed experts a parameter belongs to; None if it isn't an expert's."""

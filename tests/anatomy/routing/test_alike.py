@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing import top_k
-from moetool.anatomy.routing.alike import describe_block
 from moetool.anatomy.routing.moe_layers import find_experts
+from moetool.anatomy.routing.top_k import describe_block
 from tests.anatomy.counting import build_family_skeleton
 from tests.families.tiny.configs import HIDDEN_SIZE, TOP_K
 

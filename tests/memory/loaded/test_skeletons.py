@@ -42,6 +42,18 @@ def test_by_default_the_dtype_is_that_of_the_configuration(tmp_path: Path) -> No
     assert {parameter.dtype for parameter in skeleton.parameters()} == {torch.float16}
 
 
+def test_what_is_done_to_one_model_is_not_done_to_the_next(tmp_path: Path) -> None:
+    builder = make_builder(save_config("mixtral", tmp_path))
+    before = count_parameters(builder)
+    quantized = builder.build(SCENARIO.quantized(Quantization.INT8))
+    quantized.config.vocab_size = 1
+    quantized.get_parameter("model.embed_tokens.weight").requires_grad_(False)
+    plain = builder.build(SCENARIO)
+    assert plain.config.vocab_size > 1
+    assert all(parameter.requires_grad for parameter in plain.parameters())
+    assert count_parameters(builder) == before
+
+
 def refuse(
     model: str, scenario: Scenario, *, error: str, hint: str, kind: type[MoetoolError] = UsageError
 ) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.integrations.accelerate import _get_device_map
 
 from moetool.memory.sharing.undivided import merge_undivided
@@ -21,7 +20,8 @@ def _sum_tensors(model: nn.Module) -> int:
 
 
 def _make_map(model: Any, *, budget_bytes: int, num_gpus: int) -> Mapping[str, Any]:
-    max_memory = {**dict.fromkeys(range(num_gpus), budget_bytes), "cpu": 2**60}
+    max_memory: dict[int | str, int] = dict.fromkeys(range(num_gpus), budget_bytes)
+    max_memory["cpu"] = 2**60
     device_map: Mapping[str, Any] = _get_device_map(model, "auto", max_memory, None)
     return device_map
 
@@ -46,16 +46,16 @@ def test_the_maps_are_those_of_the_model_itself(family: str) -> None:
     assert len(list(merged.parameters())) < len(list(model.parameters()))
 
 
-def _share_a_tensor(model: PreTrainedModel) -> None:
+def _share_a_tensor(model: Any) -> None:
     layers = model.get_submodule("model.layers")
     layers[0].input_layernorm.weight = layers[2].input_layernorm.weight
 
 
-def _place_a_tensor_apart(model: PreTrainedModel) -> None:
+def _place_a_tensor_apart(model: Any) -> None:
     model._no_placement_params = ["input_layernorm.weight"]
 
 
-def _tie_a_tensor(model: PreTrainedModel) -> None:
+def _tie_a_tensor(model: Any) -> None:
     path = "model.layers.{}.input_layernorm.weight"
     model.all_tied_weights_keys = {path.format(2): path.format(0)}
 

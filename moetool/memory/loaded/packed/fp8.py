@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from moetool.anatomy.skeleton.copies import copy_skeleton
 from moetool.simulation.meta.replaced import replaced
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def convert_to_fp8(skeleton: PreTrainedModel, stated: Mapping[str, Any]) -> PreT
     import transformers
     from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
-    loaded: Any = copy.deepcopy(skeleton)
+    loaded: Any = copy_skeleton(skeleton)
     config_class: Any = transformers.FineGrainedFP8Config
     quantizer: Any = FineGrainedFP8HfQuantizer(
         config_class.from_dict(dict(stated)), pre_quantized=True
@@ -50,12 +50,13 @@ def convert_to_fp8(skeleton: PreTrainedModel, stated: Mapping[str, Any]) -> PreT
 def _with_own_classes() -> Iterator[None]:
     """Have transformers change classes of experts that only this model has, and each only once.
 
-    It wraps the constructor of its own class again for every layer of every model. Each is slower
-    than the one before, until Python refuses to call that many within one another.
+    It wraps the constructor of its class again for every layer of every model. Each is slower than
+    the one before, until Python refuses to call that many within one another.
     """
     from transformers.integrations import finegrained_fp8
 
-    change: Any = finegrained_fp8.use_experts_implementation
+    integration: Any = finegrained_fp8
+    change = integration.use_experts_implementation
     changed: dict[Hashable, type] = {}
 
     def change_once(*, experts_class: type, **options: Any) -> type:
@@ -67,7 +68,7 @@ def _with_own_classes() -> Iterator[None]:
             changed[key] = change(own, **options)
         return changed[key]
 
-    with replaced(finegrained_fp8, {"use_experts_implementation": change_once}):
+    with replaced(integration, {"use_experts_implementation": change_once}):
         yield
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from moetool.anatomy.skeleton.copies import copy_skeleton
 from moetool.memory.loaded.packed.kernels_on_meta import offer_kernels_on_meta
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def pack_mxfp4(
     from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    packed = copy.deepcopy(skeleton)
+    packed = copy_skeleton(skeleton)
     left_out = stated.get("modules_to_not_convert")
     has_packed = False
     for path, module in packed.named_modules():
@@ -72,7 +72,7 @@ def convert_to_mxfp4(
     import transformers
     from transformers.integrations.mxfp4 import Mxfp4GptOssExperts, replace_with_mxfp4_linear
 
-    converted: Any = copy.deepcopy(skeleton)
+    converted: Any = copy_skeleton(skeleton)
     config_class: Any = getattr(transformers, "Mxfp4Config")  # noqa: B009 - loaded lazily
     with offer_kernels_on_meta():
         replace_with_mxfp4_linear(
