@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.checkpoint.reference import resolve_model
 from moetool.checkpoint.subject import AskedSource, find_subject
 from moetool.errors import UsageError
@@ -64,6 +66,18 @@ class LoadedModel:
     stored_notes: tuple[str, ...] = ()
     packed: PreTrainedModel | None = None
     older: OlderGpus | None = None
+
+    @cached_property
+    def routed(self) -> RoutedSkeleton:
+        """The skeleton with its routed experts."""
+        return RoutedSkeleton.of(self.skeleton)
+
+    @cached_property
+    def routed_held(self) -> RoutedSkeleton | None:
+        """The model as a GPU holds it, with its routed experts; None if that is unknown."""
+        if self.held is self.skeleton:
+            return self.routed
+        return None if self.held is None else RoutedSkeleton.of(self.held)
 
     @property
     def simulated(self) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from moetool.simulation.memory.memory_replay import (
     replay_timeline,
 )
 from moetool.simulation.memory.memory_run import MemoryRun
+from moetool.simulation.memory.seen_runs import GivenTokens
 from moetool.simulation.memory.timeline import Timeline
 
 
@@ -36,7 +37,8 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
 
     def generate(num_tokens_before: int) -> Timeline:
         nonlocal is_expected
-        expected = _expect(case, num_tokens_before)
+        given = run.count_given(case.scenario.num_prompt_tokens, num_tokens_before)
+        expected = _expect(case, given)
         if expected is not None:
             is_expected = True
             return expected
@@ -55,12 +57,12 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
     return Simulation(replay, work=work, is_expected=is_expected)
 
 
-def _expect(case: Case, num_tokens_before: int) -> Timeline | None:
+def _expect(case: Case, given: GivenTokens) -> Timeline | None:
     """Return one end of a generation as earlier runs let it expect; None if it has to run."""
     seen = case.seen
     if seen is None or not case.may_expect:
         return None
-    return seen.expect(case.options.batch_size, case.scenario.num_prompt_tokens + num_tokens_before)
+    return seen.expect(case.options.batch_size, given)
 
 
 def replay_ends(
