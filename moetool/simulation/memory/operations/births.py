@@ -26,7 +26,7 @@ _PLAIN = frozenset({*_NUMBERS, *_SETTINGS})
 
 
 class _Kind(NamedTuple):
-    """What bears on whether an operation's outcomes may be kept.
+    """An operation, and whether its outcomes may be kept.
 
     Attributes:
         number: Stands for the operation in keys: torch takes long to hash an operation.

@@ -20,7 +20,7 @@ class Places:
         layer: The path of the layer that runs; empty outside layers.
 
     Args:
-        model: The model.
+        model: The model whose modules are followed.
         origins: Numbers the places where blocks are born.
         stream: A stream other than the model's, on which some operations run.
     """
