@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +13,21 @@ from typing import Any, NamedTuple
 import transformers
 
 from benchmarks.memory import formats
-from benchmarks.memory.several_gpus.cases import IN_FP8, make_config
+from benchmarks.memory.several_gpus.cases import IN_FP8, Case, count_sequences, make_config
 
 
-def compare(file: Path) -> None:
-    """Print how far each estimate is from what was measured."""
+def compare(file: Path, words: Collection[str] = ()) -> None:
+    """Print how far each estimate is from what was measured.
+
+    Args:
+        file: What `measure_all` wrote.
+        words: Only geometries whose names contain one of them.
+    """
     lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
+    lines = [each for each in lines if not words or any(w in each["geometry"] for w in words)]
+    for case, error in find_refused(lines).items():
+        print(f"{case.describe()}: {error}\n    estimate: {refuse(case)}")
+    lines = [line for line in lines if "error" not in line]
     print("| geometry | GPUs | way | run | measured, GiB | estimate minus measured |")
     print("|---|---:|---|---|---:|---|")
     for run, measured in group_runs(lines).items():
@@ -31,6 +41,28 @@ def compare(file: Path) -> None:
             f"{' / '.join(f'{each:+.2%}' for each in off)} |",
             flush=True,
         )
+
+
+def find_refused(lines: Iterable[Mapping[str, Any]]) -> dict[Case, str]:
+    """Return the error of the first rank of each case that failed."""
+    failed = sorted((line for line in lines if "error" in line), key=lambda line: -line["rank"])
+    return {Case(*(line[name] for name in Case._fields)): line["error"] for line in failed}
+
+
+def refuse(case: Case, card: str = "NVIDIA H200") -> str | None:
+    """Return why a plan can't be used, by moetool; None if it can."""
+    from moetool.errors import UsageError
+    from moetool.memory.layouts.shared_runs import SharedRuns
+    from moetool.memory.machine.gpu_group import ParallelWay
+    from moetool.memory.scenario import Scenario
+
+    scenario = Scenario(dtype="bfloat16")
+    runs = SharedRuns(load(case.geometry, card), scenario, ParallelWay(case.way))
+    try:
+        runs.refuse(case.num_gpus)
+    except UsageError as error:
+        return error.message
+    return None
 
 
 class Run(NamedTuple):
@@ -62,17 +94,19 @@ def simulate(run: Run, *, first: Mapping[str, Any]) -> list[int]:
     from moetool.memory.simulated.model_runs import ModelRuns
 
     loader = load(run.geometry, first["card"])
-    batch_size = run.batch_size // run.num_gpus if run.way == "data" else run.batch_size
     scenario = Scenario(
         dtype="auto" if run.geometry in IN_FP8 else "bfloat16",
-        batch_size=batch_size,
+        batch_size=run.batch_size,
         num_prompt_tokens=run.num_prompt_tokens,
         num_new_tokens=run.num_new_tokens,
         task=Task.GENERATE if run.num_new_tokens else Task.FORWARD,
     )
     way = ParallelWay(run.way)
     if way is ParallelWay.DATA:
-        found = [ModelRuns(loader).run(scenario)]
+        sizes = count_sequences(run.way, run.batch_size, num_gpus=run.num_gpus)
+        runs = ModelRuns(loader)
+        by_size = {size: runs.run(replace(scenario, batch_size=size)) for size in set(sizes)}
+        found = [by_size[size] for size in sizes]
     elif way is ParallelWay.DEVICE_MAP:
         memory_bytes = find_gpu(first["card"]).memory_bytes
         found = [

@@ -77,6 +77,12 @@ def plan_layouts(loader: ModelLoader, estimate: Estimate, group: GpuGroup) -> tu
     return tuple(layouts)
 
 
+def share_sequences(batch_size: int, *, num_gpus: int) -> list[int]:
+    """Return the number of sequences that each GPU runs on its own, the first ones one more."""
+    least, left = divmod(batch_size, num_gpus)
+    return [least + (rank < left) for rank in range(num_gpus)]
+
+
 def _list_notes(way: ParallelWay, group: GpuGroup, scenario: Scenario) -> tuple[str, ...]:
     notes = []
     if way is not ParallelWay.DATA and group.num_gpus > _NUM_MEASURED_GPUS:
@@ -125,8 +131,7 @@ def _plan_shared(
 
 def _plan_data(loader: ModelLoader, estimate: Estimate, group: GpuGroup, layout: Layout) -> Layout:
     runs, scenario = ModelRuns(loader), estimate.scenario
-    least, left = divmod(scenario.batch_size, group.num_gpus)
-    sizes = [least + (rank < left) for rank in range(group.num_gpus)]
+    sizes = share_sequences(scenario.batch_size, num_gpus=group.num_gpus)
     found = [_run_whole(runs, replace(scenario, batch_size=size)) for size in sizes]
     layout = _fill(layout, found, sizes, group.gpu.memory_bytes)
     largest = estimate.limits.largest_batch_size if estimate.limits else 0
