@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 import transformers
 
 from benchmarks.memory import formats
-from benchmarks.memory.several_gpus.cases import IN_FP8, Case, count_sequences, make_config
+from benchmarks.memory.several_gpus.cases import (
+    IN_FP8,
+    THERE_AND_BACK,
+    Case,
+    count_sequences,
+    make_config,
+    map_there_and_back,
+)
 
 
 def compare(file: Path, words: Collection[str] = ()) -> None:
@@ -91,7 +98,9 @@ def simulate(run: Run, *, first: Mapping[str, Any]) -> list[int]:
     from moetool.memory.layouts.shared_runs import SharedRuns
     from moetool.memory.machine.gpu_group import ParallelWay
     from moetool.memory.scenario import Scenario, Task
+    from moetool.memory.sharing.device_maps import DeviceMaps
     from moetool.memory.simulated.model_runs import ModelRuns
+    from moetool.simulation.meta.replaced import replaced
 
     loader = load(run.geometry, first["card"])
     scenario = Scenario(
@@ -101,6 +110,13 @@ def simulate(run: Run, *, first: Mapping[str, Any]) -> list[int]:
         num_new_tokens=run.num_new_tokens,
         task=Task.GENERATE if run.num_new_tokens else Task.FORWARD,
     )
+    memory_bytes = find_gpu(first["card"]).memory_bytes
+    if run.way == THERE_AND_BACK:
+        num_layers = loader.load(scenario).skeleton.config.num_hidden_layers
+        own_map = map_there_and_back(num_layers)
+        with replaced(DeviceMaps, {"find_devices": lambda *_, **__: own_map}):
+            found = run_by_device_map(loader, scenario, memory_bytes=memory_bytes, num_gpus=2)
+        return [each.figures.peak_allocated_bytes for each in found]
     way = ParallelWay(run.way)
     if way is ParallelWay.DATA:
         sizes = count_sequences(run.way, run.batch_size, num_gpus=run.num_gpus)
@@ -108,7 +124,6 @@ def simulate(run: Run, *, first: Mapping[str, Any]) -> list[int]:
         by_size = {size: runs.run(replace(scenario, batch_size=size)) for size in set(sizes)}
         found = [by_size[size] for size in sizes]
     elif way is ParallelWay.DEVICE_MAP:
-        memory_bytes = find_gpu(first["card"]).memory_bytes
         found = [
             *run_by_device_map(loader, scenario, memory_bytes=memory_bytes, num_gpus=run.num_gpus)
         ]
