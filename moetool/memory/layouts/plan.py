@@ -117,8 +117,9 @@ def _plan_shared(
     if estimate.does_fit:
         return replace(layout, fewest_gpus=1)
     for number in sorted({*NUMS_GPUS, group.num_gpus}):
-        share = runs.share(number)
-        if share.reason is not None or max(share.weights_bytes) + CONTEXT_BYTES > memory_bytes:
+        if runs.find_obstacle(number) is not None:
+            continue
+        if max(runs.share(number).weights_bytes) + CONTEXT_BYTES > memory_bytes:
             continue
         is_enough = layout.fits
         if number != group.num_gpus:
@@ -156,6 +157,13 @@ def _plan_device_map(
         )
     sizes = [estimate.scenario.batch_size] * len(found)
     layout = _fill(layout, found, sizes, memory_bytes)
+    num_empty = sum(not run.figures.weights_bytes for run in found)
+    if num_empty:
+        note = (
+            f"transformers puts whole layers on one GPU after another: {num_empty:,} of "
+            f"{group.num_gpus:,} GPUs {'gets' if num_empty == 1 else 'get'} none."
+        )
+        layout = replace(layout, notes=(*layout.notes, note))
     if layout.fits and fewest is None:
         fewest = group.num_gpus
     return replace(layout, fewest_gpus=fewest)

@@ -154,6 +154,24 @@ def test_sizes_that_do_not_divide_are_refused(
     assert hint in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("implementation", [None, "eager"])
+def test_experts_that_torch_can_not_multiply_once_cut_are_refused(
+    tmp_path: Path, implementation: str | None
+) -> None:
+    config = build_tiny_config("mixtral")
+    config.intermediate_size = 20
+    loader = _load(_save(tmp_path, config))
+    scenario = replace(SCENARIO, experts_implementation=implementation)
+    runs = SharedRuns(loader, scenario, ParallelWay.TENSOR)
+    assert SharedRuns(loader, scenario, ParallelWay.EXPERT).find_obstacle(2) is None
+    if implementation:
+        runs.refuse(2)
+        return
+    with pytest.raises(UsageError, match="an expert's 20 columns cut by 2 GPUs") as caught:
+        runs.refuse(2)
+    assert caught.value.hint == "Choose --parallel device-map or data."
+
+
 def test_a_plan_that_the_family_lacks_is_refused(tmp_path: Path) -> None:
     path = _save(tmp_path, build_config("dbrx"))
     with pytest.raises(UsageError, match="has no expert-parallel plan") as caught:
