@@ -89,8 +89,8 @@ def list_scenarios(case: Case) -> list[tuple[int, int, int]]:
     if case.way != "data":
         return list(SCENARIOS)
     return [
-        (batch_size if batch_size >= case.num_gpus else 3 * case.num_gpus // 2, *tokens)
-        for batch_size, *tokens in SCENARIOS
+        (batch_size if batch_size >= case.num_gpus else 3 * case.num_gpus // 2, prompt, new)
+        for batch_size, prompt, new in SCENARIOS
     ]
 
 

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,26 +110,27 @@ def simulate(run: Run, *, first: Mapping[str, Any]) -> list[int]:
         num_new_tokens=run.num_new_tokens,
         task=Task.GENERATE if run.num_new_tokens else Task.FORWARD,
     )
-    memory_bytes = find_gpu(first["card"]).memory_bytes
-    if run.way == THERE_AND_BACK:
-        num_layers = loader.load(scenario).skeleton.config.num_hidden_layers
-        own_map = map_there_and_back(num_layers)
-        with replaced(DeviceMaps, {"find_devices": lambda *_, **__: own_map}):
-            found = run_by_device_map(loader, scenario, memory_bytes=memory_bytes, num_gpus=2)
-        return [each.figures.peak_allocated_bytes for each in found]
-    way = ParallelWay(run.way)
-    if way is ParallelWay.DATA:
+    on_map = partial(
+        run_by_device_map,
+        loader,
+        scenario,
+        memory_bytes=find_gpu(first["card"]).memory_bytes,
+        num_gpus=run.num_gpus,
+    )
+    if run.way == "data":
         sizes = count_sequences(run.way, run.batch_size, num_gpus=run.num_gpus)
-        runs = ModelRuns(loader)
-        by_size = {size: runs.run(replace(scenario, batch_size=size)) for size in set(sizes)}
+        alone = ModelRuns(loader)
+        by_size = {size: alone.simulate(replace(scenario, batch_size=size)) for size in set(sizes)}
         found = [by_size[size] for size in sizes]
-    elif way is ParallelWay.DEVICE_MAP:
-        found = [
-            *run_by_device_map(loader, scenario, memory_bytes=memory_bytes, num_gpus=run.num_gpus)
-        ]
+    elif run.way == "device-map":
+        found = on_map()
+    elif run.way == THERE_AND_BACK:
+        own_map = map_there_and_back(loader.load(scenario).skeleton.config.num_hidden_layers)
+        with replaced(DeviceMaps, {"find_devices": lambda *_, **__: own_map}):
+            found = on_map()
     else:
-        found = [*SharedRuns(loader, scenario, way).run_all(run.num_gpus)]
-    return [each.figures.peak_allocated_bytes for each in found if each is not None]
+        found = SharedRuns(loader, scenario, ParallelWay(run.way)).run_all(run.num_gpus)
+    return [each.figures.peak_allocated_bytes for each in found]
 
 
 @cache

@@ -40,7 +40,7 @@ _MAPPED = ("device-map", THERE_AND_BACK)
 
 @dataclass(frozen=True)
 class Wishes:
-    """How cases are measured.
+    """Options of a measurement.
 
     Attributes:
         file: Gets the figures.

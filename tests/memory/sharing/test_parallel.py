@@ -151,7 +151,7 @@ def test_attention_that_deepseek_v3_does_not_share_is_on_every_gpu() -> None:
 
 @pytest.mark.parametrize("width", [80, 96, 160])
 def test_torch_multiplies_the_experts_of_every_gpu_unless_their_rows_are_uneven(width: int) -> None:
-    skeleton = build_family_skeleton("mixtral", intermediate_size=width).to(torch.bfloat16)
+    skeleton = build_family_skeleton("mixtral", intermediate_size=width).bfloat16()
     seen = set()
     for num_gpus in range(2, 7):
         whole = torch.empty(2, 32, width, dtype=torch.bfloat16, device="meta")
