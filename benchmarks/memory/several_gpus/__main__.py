@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--kernels", type=Path)
     parser.add_argument("--ranks", type=int)
     parser.add_argument("--within", type=float, default=330, help="seconds in all")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     words = tuple(arguments.words)
     if arguments.action == "measure":
         measure_all(

@@ -67,6 +67,9 @@ CASES: dict[int, list[Case]] = {
         *_share("gpt-oss-20b, 2 layers", 4, *_PLANS),
         *_share("gpt-oss-20b, 6 layers", 4, "device-map"),
     ],
+    # 88 columns of each expert are a multiple of 16 bytes, 44 aren't.
+    16: _share("moonlight-16b-a3b, 3 layers", 16, *_PLANS),
+    32: _share("moonlight-16b-a3b, 3 layers", 32, *_PLANS),
 }
 IN_FP8 = ("qwen3-30b-a3b-fp8", "deepseek-v3")
 _NAME = re.compile(
