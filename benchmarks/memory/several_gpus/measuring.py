@@ -247,16 +247,22 @@ def measure(case: Case, place: Place, wishes: Wishes) -> None:
                 "peak_allocated_bytes": torch.cuda.max_memory_allocated(device),
                 "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
                 "reserved_bytes": torch.cuda.memory_reserved(device),
-                "used_with_context_bytes": used["context"][index],
-                "used_after_loading_bytes": used["loaded"][index],
-                "used_bytes": count_used(device),
-                "loading_s": round(loading_s, 1),
+            }
+            if wishes.num_ranks:
+                line["is_alone"] = True
+            else:
+                # Ranks that run alone may share a GPU.
+                line |= {
+                    "used_with_context_bytes": used["context"][index],
+                    "used_after_loading_bytes": used["loaded"][index],
+                    "used_bytes": count_used(device),
+                    "loading_s": round(loading_s, 1),
+                }
+            line |= {
                 "card": torch.cuda.get_device_name(device),
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
             }
-            if wishes.num_ranks:
-                line["is_alone"] = True
             if way in _MAPPED and not number and not index:
                 device_map: dict[str, Any] = vars(model)["hf_device_map"]
                 line["map"] = {key: str(value) for key, value in device_map.items()}
