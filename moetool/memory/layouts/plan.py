@@ -26,7 +26,13 @@ _NCCL = (
     "NCCL's own buffers are outside torch's allocator, depend on its version and on how the GPUs are "
     "connected, and are left out of the device total: NCCL 2.28 took 3.1 GiB of each of two H200s."
 )
-_NOT_CONFIRMED = "Runs on 2 GPUs were measured and confirmed; runs on more were not."
+_NOT_CONFIRMED = {
+    ParallelWay.DEVICE_MAP: "Runs on 2 GPUs were measured and confirmed; runs on more were not."
+} | dict.fromkeys(
+    _SHARED,
+    "Runs on 2 GPUs and single ranks of 4 and 8 were measured and confirmed; whole runs on more than 2 "
+    "were not.",
+)
 _NETWORK = (
     "Each layer's sums would go over the network between nodes: keep tensor and expert parallelism "
     "within a node where it fits."
@@ -86,7 +92,7 @@ def share_sequences(batch_size: int, *, num_gpus: int) -> list[int]:
 def _list_notes(way: ParallelWay, group: GpuGroup, scenario: Scenario) -> tuple[str, ...]:
     notes = []
     if way is not ParallelWay.DATA and group.num_gpus > _NUM_MEASURED_GPUS:
-        notes.append(_NOT_CONFIRMED)
+        notes.append(_NOT_CONFIRMED[way])
     if way in _SHARED and group.num_gpus > 1:
         notes.append(_NCCL)
         if group.num_nodes > 1:
