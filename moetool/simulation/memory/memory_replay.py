@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
+from moetool.simulation.memory.allocator.weights import allocate_weights
 from moetool.simulation.memory.steps.event_table import EventTable
 from moetool.simulation.memory.steps.step_replay import replay_steps
 from moetool.simulation.memory.timeline import AllocatedParts, Origin, Timeline
@@ -86,8 +87,7 @@ def replay_timeline(
 ) -> MemoryProfile:
     """Return the memory that a run takes on a GPU that holds nothing else.
 
-    Weights are allocated one after another, unused memory reserved for loading them is released, and
-    then the run's blocks are allocated and freed.
+    After the weights (`allocate_weights`), the run's blocks are allocated and freed.
 
     Args:
         timeline: The run.
@@ -101,11 +101,9 @@ def replay_timeline(
     Raises:
         DeviceFullError: The run doesn't fit within the limit.
     """
-    allocator = CachingAllocator(capacity_bytes=capacity_bytes if is_prompt_limited else None)
-    for num_bytes in weight_bytes:
-        allocator.allocate(num_bytes)
-    allocator.release_free_segments()
-    allocator.reset_peaks()
+    allocator = allocate_weights(
+        weight_bytes, capacity_bytes=capacity_bytes if is_prompt_limited else None
+    )
     weights_bytes = allocator.allocated_bytes
     in_cache = frozenset[int]().union(*(call.cache_blocks for call in timeline.calls))
     end_of_prefill = timeline.calls[1].first_event if len(timeline.calls) > 1 else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
+from moetool.simulation.memory.allocator.weights import allocate_weights
 from moetool.simulation.memory.timeline import Origin
 from moetool.simulation.training.steps import TrainingTimeline
 
@@ -111,11 +111,7 @@ class _Replay:
     def __init__(
         self, timeline: TrainingTimeline, weight_bytes: Sequence[int], capacity_bytes: int | None
     ) -> None:
-        self.allocator = CachingAllocator(capacity_bytes=capacity_bytes)
-        for num_bytes in weight_bytes:
-            self.allocator.allocate(num_bytes)
-        self.allocator.release_free_segments()
-        self.allocator.reset_peaks()
+        self.allocator = allocate_weights(weight_bytes, capacity_bytes=capacity_bytes)
         self._weights_bytes = self.allocator.allocated_bytes
         self._timeline = timeline
         self._handles: dict[int, int] = {}

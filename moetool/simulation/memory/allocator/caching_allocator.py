@@ -24,7 +24,6 @@ each with its own pools. The rules
 from __future__ import annotations
 
 from moetool.simulation.memory.allocator.pools import (
-    Block,
     Pool,
     choose_pool,
     make_pools,
@@ -73,8 +72,20 @@ class CachingAllocator:
         self.peak_allocated_bytes = 0
         self.peak_reserved_bytes = 0
         self.pools = make_pools()
-        self._used: dict[int, Block] = {}
+        # The pool and the address of each block in use.
+        self._used: dict[int, tuple[Pool, int]] = {}
         self._last_handle = 0
+
+    def fork(self, *, capacity_bytes: int | None) -> CachingAllocator:
+        """Return an allocator in the same state, in which the blocks in use are never freed."""
+        allocator = CachingAllocator(capacity_bytes=capacity_bytes)
+        allocator.num_retries = self.num_retries
+        allocator.allocated_bytes = self.allocated_bytes
+        allocator.reserved_bytes = self.reserved_bytes
+        allocator.peak_allocated_bytes = self.peak_allocated_bytes
+        allocator.peak_reserved_bytes = self.peak_reserved_bytes
+        allocator.pools = tuple(pool.fork() for pool in self.pools)
+        return allocator
 
     def allocate(self, num_bytes: int, *, is_on_side: bool = False) -> int:
         """Take a block and return its handle, or 0 for a request of 0 bytes.
@@ -93,12 +104,14 @@ class CachingAllocator:
             return 0
         needed_bytes = round_up(num_bytes)
         pool = self.pools[choose_pool(needed_bytes, is_on_side=is_on_side)]
-        block = pool.take(needed_bytes) or self.take_from_device(needed_bytes, pool)
-        self.allocated_bytes += block.num_bytes
+        address = pool.take(needed_bytes)
+        if address is None:
+            address = self.take_from_device(needed_bytes, pool)
+        self.allocated_bytes += pool.used[address]
         if self.allocated_bytes > self.peak_allocated_bytes:
             self.peak_allocated_bytes = self.allocated_bytes
         self._last_handle += 1
-        self._used[self._last_handle] = block
+        self._used[self._last_handle] = pool, address
         return self._last_handle
 
     def free(self, handle: int) -> None:
@@ -112,19 +125,14 @@ class CachingAllocator:
         """
         if handle == 0:
             return
-        block = self._used.pop(handle, None)
-        if block is None:
-            raise ValueError(f"no block in use has the handle {handle}")
-        self.allocated_bytes -= block.num_bytes
-        block.pool.give_back(block)
+        pool, address = self._find(handle)
+        del self._used[handle]
+        self.allocated_bytes -= pool.give_back(address)
 
     def release_free_segments(self) -> None:
         """Give segments without a block in use back to the device: `torch.cuda.empty_cache`."""
         for pool in self.pools:
-            for block in list(pool.blocks.values()):
-                if block.previous is None and block.next is None:
-                    pool.remove(block)
-                    self.reserved_bytes -= block.num_bytes
+            self.reserved_bytes -= pool.release_free_segments()
 
     def restrict(self, capacity_bytes: int) -> None:
         """Limit the size of all segments from now on, as if they had never been larger.
@@ -153,21 +161,13 @@ class CachingAllocator:
         Raises:
             ValueError: No block in use has this handle.
         """
-        return 0 if handle == 0 else self.find_block(handle).num_bytes
+        if handle == 0:
+            return 0
+        pool, address = self._find(handle)
+        return pool.used[address]
 
-    def find_block(self, handle: int) -> Block:
-        """Return a block in use.
-
-        Raises:
-            ValueError: No block in use has this handle.
-        """
-        block = self._used.get(handle)
-        if block is None:
-            raise ValueError(f"no block in use has the handle {handle}")
-        return block
-
-    def take_from_device(self, needed_bytes: int, pool: Pool) -> Block:
-        """Return a block of a new segment.
+    def take_from_device(self, needed_bytes: int, pool: Pool) -> int:
+        """Return the address of a block of a new segment.
 
         Raises:
             DeviceFullError: The device has no room left.
@@ -181,10 +181,16 @@ class CachingAllocator:
         self.reserved_bytes += num_bytes
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
         pool.add_segment(num_bytes)
-        block = pool.take(needed_bytes)
-        assert block is not None
-        return block
+        address = pool.take(needed_bytes)
+        assert address is not None
+        return address
 
     def _has_room_for(self, num_bytes: int) -> bool:
         capacity_bytes = self.capacity_bytes
         return capacity_bytes is None or self.reserved_bytes + num_bytes <= capacity_bytes
+
+    def _find(self, handle: int) -> tuple[Pool, int]:
+        found = self._used.get(handle)
+        if found is None:
+            raise ValueError(f"no block in use has the handle {handle}")
+        return found

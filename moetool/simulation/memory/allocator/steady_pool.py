@@ -8,22 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
-from moetool.simulation.memory.allocator.pools import Block, Pool
+from moetool.simulation.memory.allocator.pools import Pool
 
 Numbers = NDArray[np.int64]
 
 
-class _Piece(NamedTuple):
-    """A block of a pool at some moment."""
+class _State(NamedTuple):
+    """The blocks of a pool at some moment, without those that are never freed.
 
-    address: int
-    num_bytes: int
-    is_free: bool
-    begins_segment: bool
+    Attributes:
+        used: The address and size of each block in use.
+        free: The free blocks, as `Pool.list_free` returns them.
+    """
 
-
-# The blocks of a pool in order of their addresses, from which it can be built anew.
-_State = tuple[_Piece, ...]
+    used: tuple[tuple[int, int], ...]
+    free: tuple[int, ...]
 
 
 class Requests(NamedTuple):
@@ -70,8 +69,9 @@ class SteadyPool:
     def __init__(self, allocator: CachingAllocator, pool: Pool) -> None:
         self._allocator = allocator
         self._pool = pool
-        self._used: dict[int, Block] = {}
-        # The state that it is in, if it is known; the blocks may still be those of an earlier one.
+        # Blocks that are never freed don't matter to its state.
+        pool.used = {}
+        # The state that it is in, if it is known; its blocks may still be those of an earlier one.
         self._state: _State | None = None
         self._is_behind = False
         self._last_needed_bytes: Numbers = np.empty(0, np.int64)
@@ -96,51 +96,24 @@ class SteadyPool:
         return outcome
 
     def _carry_out(self, requests: Requests) -> Outcome:
+        pool = self._pool
         if self._is_behind and self._state is not None:
-            self._build(self._state)
+            pool.used = dict(self._state.used)
+            pool.set_free(self._state.free)
         self._state, self._is_behind = None, False
-        pool, used = self._pool, self._used
-        taken: list[Block] = []
+        take, give_back, used = pool.take, pool.give_back, pool.used
         addresses: list[int] = []
         changes: list[int] = []
         for needed_bytes, freed in zip(*map(np.ndarray.tolist, requests), strict=True):
             if needed_bytes:
-                block = pool.take(needed_bytes)
-                if block is None:
-                    block = self._allocator.take_from_device(needed_bytes, pool)
-                taken.append(block)
-                addresses.append(block.address)
-                used[block.address] = block
-                changes.append(block.num_bytes)
+                address = take(needed_bytes)
+                if address is None:
+                    address = self._allocator.take_from_device(needed_bytes, pool)
+                addresses.append(address)
+                changes.append(used[address])
             else:
-                block = used[freed] if freed >= 0 else taken[-1 - freed]
-                del used[block.address]
-                changes.append(-block.num_bytes)
-                pool.give_back(block)
+                changes.append(-give_back(freed if freed >= 0 else addresses[-1 - freed]))
         return Outcome(np.array(changes, np.int64), np.array(addresses, np.int64))
 
     def _describe(self) -> _State:
-        blocks = [*self._used.values(), *self._pool.blocks.values()]
-        return tuple(
-            sorted(
-                _Piece(block.address, block.num_bytes, block.is_free, block.previous is None)
-                for block in blocks
-            )
-        )
-
-    def _build(self, state: _State) -> None:
-        """Make the blocks of a state."""
-        self._pool.clear()
-        self._used.clear()
-        previous: Block | None = None
-        for address, num_bytes, is_free, begins_segment in state:
-            block = Block(address, num_bytes, self._pool)
-            # Blocks that are never freed, such as weights, aren't among them.
-            is_next = previous is not None and previous.address + previous.num_bytes == address
-            if previous is not None and is_next and not begins_segment:
-                previous.next, block.previous = block, previous
-            if is_free:
-                self._pool.add(block)
-            else:
-                self._used[address] = block
-            previous = block
+        return _State(tuple(sorted(self._pool.used.items())), self._pool.list_free())

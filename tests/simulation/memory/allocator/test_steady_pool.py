@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
-from moetool.simulation.memory.allocator.pools import Block, Pool
+from moetool.simulation.memory.allocator.pools import Pool
 from moetool.simulation.memory.allocator.steady_pool import Requests, SteadyPool
 from moetool.simulation.memory.memory_replay import replay_timeline
 from moetool.simulation.memory.timeline import Call, Event, Origin, Timeline
@@ -86,7 +86,7 @@ class CountedPool(Pool):
 
     num_asked = 0
 
-    def take(self, needed_bytes: int) -> Block | None:
+    def take(self, needed_bytes: int) -> int | None:
         self.num_asked += 1
         return super().take(needed_bytes)
 
