@@ -14,7 +14,7 @@ from moetool.memory.sharing.device_maps import DeviceMaps
 from moetool.memory.simulated.runs import find_routing_modules, make_run_options
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.process.garbage import seldom_collected
-from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
+from moetool.simulation.memory.allocator.weights import allocate_weights
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.memory.long_generation import simulate_generation
 from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak, replay_timeline
@@ -111,9 +111,7 @@ def _replay(timeline: Timeline, weight_bytes: list[int], capacity: int | None) -
 
 def _hold(weight_bytes: list[int], capacity: int | None) -> MemoryProfile:
     """Return the memory of a GPU on which nothing runs."""
-    allocator = CachingAllocator(capacity_bytes=capacity)
-    for num_bytes in weight_bytes:
-        allocator.allocate(num_bytes)
+    allocator = allocate_weights(weight_bytes, capacity_bytes=capacity)
     allocated_bytes = allocator.allocated_bytes
     parts = AllocatedParts(allocated_bytes, cache_bytes=0, activation_bytes=0, workspace_bytes=0)
     return MemoryProfile(

@@ -58,9 +58,15 @@ def _run_alone(path: str, scenario: Scenario) -> Estimate:
 
 
 def _estimate(
-    folder: Path, family: str, gpu: str, parallel: str | Sequence[str], *, num_nodes: int = 1
+    folder: Path,
+    family: str,
+    gpu: str,
+    parallel: str | Sequence[str],
+    *,
+    num_nodes: int = 1,
+    **fields: int,
 ) -> Estimate:
-    path = _save(folder, build_tiny_config(family))
+    path = _save(folder, build_tiny_config(family, **fields))
     group = take_group(gpu, parallel, num_nodes=num_nodes)
     assert group is not None
     loader = _load(path)
@@ -73,9 +79,13 @@ def _by_way(estimate: Estimate) -> dict[str, Layout]:
     return {layout.way: layout for layout in estimate.layouts}
 
 
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
-def test_ranks_hold_their_share_and_run_with_less_than_one_gpu(tmp_path: Path, family: str) -> None:
-    estimate = _estimate(tmp_path, family, "2x24GiB", SHARED)
+@pytest.mark.parametrize(
+    ("family", "fields"), [("mixtral", {}), ("deepseek_v3", {"moe_intermediate_size": 48})]
+)
+def test_ranks_hold_their_share_and_run_with_less_than_one_gpu(
+    tmp_path: Path, family: str, fields: dict[str, int]
+) -> None:
+    estimate = _estimate(tmp_path, family, "2x24GiB", SHARED, **fields)
     layouts = _by_way(estimate)
     skeleton = _load(str(tmp_path / "config.json")).load(SCENARIO).skeleton
     shares = {
