@@ -7,6 +7,10 @@ from typing import Any, NamedTuple
 
 import transformers
 
+from benchmarks.memory.formats import cut_layers
+from benchmarks.tracing import geometries
+from benchmarks.tracing.geometries import GEOMETRIES
+from moetool.catalogue.published import read_published_config
 from moetool.memory.layouts.plan import share_sequences
 
 # Sequences, prompt tokens, new tokens; no new tokens for one call with all logits.
@@ -114,11 +118,7 @@ def count_sequences(way: str, batch_size: int, *, num_gpus: int) -> list[int]:
 
 
 def make_config(name: str) -> Any:
-    """Return the configuration of a cut geometry."""
-    from benchmarks.memory.formats import cut_layers
-    from benchmarks.tracing.parallel_on_gpus import GEOMETRIES
-    from moetool.catalogue.published import read_published_config
-
+    """Return the configuration of a geometry with fewer layers and tokens."""
     parts = _NAME.fullmatch(name)
     assert parts is not None, name
     num_layers = int(parts["layers"])
@@ -127,12 +127,9 @@ def make_config(name: str) -> Any:
         "max_position_embeddings": 4096,
         "pad_token_id": 0,
     }
-    known = [key for key in GEOMETRIES if key.split(",")[0] == parts["model"]]
-    if known:
-        model_type, values = GEOMETRIES[known[0]]
-    else:
-        values = dict(read_published_config(parts["model"]))
-        model_type = values.pop("model_type")
-        values.pop("quantization_config", None)
-    make: Any = transformers.CONFIG_MAPPING[model_type]
-    return make(**cut_layers(values | changes, num_layers))
+    if parts["model"] in GEOMETRIES:
+        return geometries.make_config(parts["model"], num_hidden_layers=num_layers, **changes)
+    values = {**read_published_config(parts["model"]), **changes}
+    values.pop("quantization_config", None)
+    make: Any = transformers.CONFIG_MAPPING[values.pop("model_type")]
+    return make(**cut_layers(values, num_layers))

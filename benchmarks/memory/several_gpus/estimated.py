@@ -40,7 +40,10 @@ def compare(file: Path, words: Collection[str] = ()) -> None:
     for run, measured in group_runs(lines).items():
         estimated = simulate(run, first=measured[0])
         peaks = [line["peak_allocated_bytes"] for line in measured]
-        off = [estimated[line["rank"]] / line["peak_allocated_bytes"] - 1 for line in measured]
+        # A GPU for which a map has no layer allocates nothing.
+        off = [
+            estimated[line["rank"]] / (line["peak_allocated_bytes"] or 1) - 1 for line in measured
+        ]
         shown = " / ".join(f"{peak / 2**30:.2f}" for peak in peaks)
         print(
             f"| {run.geometry} | {run.num_gpus} | {run.way} | {run.batch_size} × "

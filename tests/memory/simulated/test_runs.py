@@ -33,6 +33,7 @@ def run(
     *,
     family: str = "olmoe",
     is_brief: bool = False,
+    is_only_begun: bool = False,
     step_budget: StepBudget = DEFAULT_BUDGET,
     block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET,
     **overrides: Any,
@@ -44,6 +45,7 @@ def run(
         workspace_bytes=2**20,
         context_bytes=1000,
         is_brief=is_brief,
+        is_only_begun=is_only_begun,
         step_budget=step_budget,
         block_budget=block_budget,
     )
@@ -155,6 +157,14 @@ def test_in_brief_it_takes_as_much() -> None:
     assert are_alike(brief, whole)
     assert brief.peaks[0] == whole.peaks[0]
     assert brief.notes == ()
+
+
+def test_a_run_that_is_only_begun_is_that_of_its_prompt() -> None:
+    scenario = replace(SCENARIO, num_new_tokens=40)
+    begun = run(scenario, is_brief=True, is_only_begun=True)
+    assert begun.peaks == run(scenario, is_brief=True).peaks[:1]
+    prompt = run(replace(scenario, num_new_tokens=1))
+    assert begun.figures == prompt.figures
 
 
 @pytest.mark.parametrize(("num_new_tokens", "lengths"), [(4, [(32, 4)]), (9, [(32, 2), (39, 2)])])
