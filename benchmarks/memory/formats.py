@@ -86,11 +86,13 @@ def show(found: Mapping[str, Any]) -> None:
 def read_cut_config(name: str) -> dict[str, Any]:
     """Return the configuration of a case: a published one, cut to a few layers."""
     model, changes = CASES[name]
-    config: dict[str, Any] = dict(read_published_config(model)) | changes
-    for field in _LISTS:
-        if field in config:
-            config[field] = config[field][: changes["num_hidden_layers"]]
-    return config
+    return cut_layers(dict(read_published_config(model)) | changes, changes["num_hidden_layers"])
+
+
+def cut_layers(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    """Return a configuration with the first layers alone."""
+    lists = {field: config[field][:num_layers] for field in _LISTS if field in config}
+    return {**config, **lists, "num_hidden_layers": num_layers}
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:

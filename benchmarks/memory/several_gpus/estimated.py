@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import transformers
 
 from benchmarks.memory import formats
-from benchmarks.memory.several_gpus.cases import IN_FP8
-from benchmarks.tracing.geometries import make_cut_config
+from benchmarks.memory.several_gpus.cases import (
+    IN_FP8,
+    THERE_AND_BACK,
+    Case,
+    count_sequences,
+    make_config,
+    map_there_and_back,
+)
 
 
-def compare(file: Path) -> None:
-    """Print how far each estimate is from what was measured."""
+def compare(file: Path, words: Collection[str] = ()) -> None:
+    """Print how far each estimate is from what was measured.
+
+    Args:
+        file: What `measure_all` wrote.
+        words: Only geometries whose names contain one of them.
+    """
     lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
+    lines = [each for each in lines if not words or any(w in each["geometry"] for w in words)]
+    for case, error in find_refused(lines).items():
+        print(f"{case.describe()}: {error}\n    estimate: {refuse(case)}")
+    lines = [line for line in lines if "error" not in line]
     print("| geometry | GPUs | way | run | measured, GiB | estimate minus measured |")
     print("|---|---:|---|---|---:|---|")
     for run, measured in group_runs(lines).items():
         estimated = simulate(run, first=measured[0])
         peaks = [line["peak_allocated_bytes"] for line in measured]
-        off = [estimated[line["rank"]] / line["peak_allocated_bytes"] - 1 for line in measured]
+        # A GPU for which a map has no layer allocates nothing.
+        off = [
+            estimated[line["rank"]] / (line["peak_allocated_bytes"] or 1) - 1 for line in measured
+        ]
         shown = " / ".join(f"{peak / 2**30:.2f}" for peak in peaks)
         print(
             f"| {run.geometry} | {run.num_gpus} | {run.way} | {run.batch_size} × "
@@ -32,6 +51,28 @@ def compare(file: Path) -> None:
             f"{' / '.join(f'{each:+.2%}' for each in off)} |",
             flush=True,
         )
+
+
+def find_refused(lines: Iterable[Mapping[str, Any]]) -> dict[Case, str]:
+    """Return the error of the first rank of each case that failed."""
+    failed = sorted((line for line in lines if "error" in line), key=lambda line: -line["rank"])
+    return {Case(*(line[name] for name in Case._fields)): line["error"] for line in failed}
+
+
+def refuse(case: Case, card: str = "NVIDIA H200") -> str | None:
+    """Return why a plan can't be used, by moetool; None if it can."""
+    from moetool.errors import UsageError
+    from moetool.memory.layouts.shared_runs import SharedRuns
+    from moetool.memory.machine.gpu_group import ParallelWay
+    from moetool.memory.scenario import Scenario
+
+    scenario = Scenario(dtype="bfloat16")
+    runs = SharedRuns(load(case.geometry, card), scenario, ParallelWay(case.way))
+    try:
+        runs.refuse(case.num_gpus)
+    except UsageError as error:
+        return error.message
+    return None
 
 
 class Run(NamedTuple):
@@ -60,28 +101,39 @@ def simulate(run: Run, *, first: Mapping[str, Any]) -> list[int]:
     from moetool.memory.layouts.shared_runs import SharedRuns
     from moetool.memory.machine.gpu_group import ParallelWay
     from moetool.memory.scenario import Scenario, Task
+    from moetool.memory.sharing.device_maps import DeviceMaps
     from moetool.memory.simulated.model_runs import ModelRuns
+    from moetool.simulation.meta.replaced import replaced
 
     loader = load(run.geometry, first["card"])
-    batch_size = run.batch_size // run.num_gpus if run.way == "data" else run.batch_size
     scenario = Scenario(
         dtype="auto" if run.geometry in IN_FP8 else "bfloat16",
-        batch_size=batch_size,
+        batch_size=run.batch_size,
         num_prompt_tokens=run.num_prompt_tokens,
         num_new_tokens=run.num_new_tokens,
         task=Task.GENERATE if run.num_new_tokens else Task.FORWARD,
     )
-    way = ParallelWay(run.way)
-    if way is ParallelWay.DATA:
-        found = [ModelRuns(loader).run(scenario)]
-    elif way is ParallelWay.DEVICE_MAP:
-        memory_bytes = find_gpu(first["card"]).memory_bytes
-        found = [
-            *run_by_device_map(loader, scenario, memory_bytes=memory_bytes, num_gpus=run.num_gpus)
-        ]
+    on_map = partial(
+        run_by_device_map,
+        loader,
+        scenario,
+        memory_bytes=find_gpu(first["card"]).memory_bytes,
+        num_gpus=run.num_gpus,
+    )
+    if run.way == "data":
+        sizes = count_sequences(run.way, run.batch_size, num_gpus=run.num_gpus)
+        alone = ModelRuns(loader)
+        by_size = {size: alone.simulate(replace(scenario, batch_size=size)) for size in set(sizes)}
+        found = [by_size[size] for size in sizes]
+    elif run.way == "device-map":
+        found = on_map()
+    elif run.way == THERE_AND_BACK:
+        own_map = map_there_and_back(loader.load(scenario).skeleton.config.num_hidden_layers)
+        with replaced(DeviceMaps, {"find_devices": lambda *_, **__: own_map}):
+            found = on_map()
     else:
-        found = [*SharedRuns(loader, scenario, way).run_all(run.num_gpus)]
-    return [each.figures.peak_allocated_bytes for each in found if each is not None]
+        found = SharedRuns(loader, scenario, ParallelWay(run.way)).run_all(run.num_gpus)
+    return [each.figures.peak_allocated_bytes for each in found]
 
 
 @cache
@@ -97,7 +149,7 @@ def load(geometry: str, card: str) -> Any:
     if geometry in IN_FP8:
         (Path(folder) / "config.json").write_text(json.dumps(formats.read_cut_config(geometry)))
     else:
-        config = make_cut_config(geometry, pad_token_id=0)
+        config = make_config(geometry)
         classes: Any = transformers.AutoModelForCausalLM._model_mapping
         config.architectures = [classes[type(config)].__name__]
         config.save_pretrained(folder)

@@ -14,11 +14,12 @@ from moetool.memory.sharing.device_maps import DeviceMaps
 from moetool.memory.simulated.runs import find_routing_modules, make_run_options
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.process.garbage import seldom_collected
+from moetool.simulation.memory.allocator.weights import allocate_weights
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.memory.long_generation import simulate_generation
-from moetool.simulation.memory.memory_replay import MemoryProfile, replay_timeline
+from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak, replay_timeline
 from moetool.simulation.memory.memory_run import MemoryRun
-from moetool.simulation.memory.timeline import Timeline
+from moetool.simulation.memory.timeline import AllocatedParts, Origin, Timeline
 from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
 from moetool.simulation.parallel.moved import (
     DeviceOfPath,
@@ -91,12 +92,7 @@ def run_by_device_map(
             workspace_bytes=options.workspace_bytes,
             lt_bytes=options.lt_workspace_bytes,
         )
-        if not own.events:
-            raise InputError(
-                "a GPU gets nothing to run: there are more GPUs than layers.",
-                hint="Give fewer GPUs.",
-            )
-        replay = partial(_replay, own, weight_bytes)
+        replay = partial(_replay, own, weight_bytes) if own.events else partial(_hold, weight_bytes)
         profile = replay(None)
         runs.append(
             SimulatedRun(
@@ -112,6 +108,23 @@ def run_by_device_map(
 
 def _replay(timeline: Timeline, weight_bytes: list[int], capacity: int | None) -> MemoryProfile:
     return replay_timeline(timeline, weight_bytes=weight_bytes, capacity_bytes=capacity)
+
+
+def _hold(weight_bytes: list[int], capacity: int | None) -> MemoryProfile:
+    """Return the memory of a GPU on which nothing runs."""
+    allocator = allocate_weights(weight_bytes, capacity_bytes=capacity)
+    allocated_bytes = allocator.allocated_bytes
+    parts = AllocatedParts(allocated_bytes, cache_bytes=0, activation_bytes=0, workspace_bytes=0)
+    return MemoryProfile(
+        weights_bytes=allocated_bytes,
+        cache_bytes=0,
+        peak_allocated_bytes=allocated_bytes,
+        peak_reserved_bytes=allocator.peak_reserved_bytes,
+        prefill=PhasePeak(parts, Origin(layer="", module="", operation="")),
+        decode=None,
+        prefill_reserved_bytes=allocator.peak_reserved_bytes,
+        prompt_cache_bytes=0,
+    )
 
 
 def _run(run: MemoryRun, scenario: Scenario) -> Timeline:

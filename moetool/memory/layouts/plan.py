@@ -26,7 +26,13 @@ _NCCL = (
     "NCCL's own buffers are outside torch's allocator, depend on its version and on how the GPUs are "
     "connected, and are left out of the device total: NCCL 2.28 took 3.1 GiB of each of two H200s."
 )
-_NOT_CONFIRMED = "Runs on 2 GPUs were measured and confirmed; runs on more were not."
+_NOT_CONFIRMED = {
+    ParallelWay.DEVICE_MAP: "Runs on 2 GPUs were measured and confirmed; runs on more were not."
+} | dict.fromkeys(
+    _SHARED,
+    "Runs on 2 GPUs and single ranks of 4 and 8 were measured and confirmed; whole runs on more than 2 "
+    "were not.",
+)
 _NETWORK = (
     "Each layer's sums would go over the network between nodes: keep tensor and expert parallelism "
     "within a node where it fits."
@@ -77,10 +83,16 @@ def plan_layouts(loader: ModelLoader, estimate: Estimate, group: GpuGroup) -> tu
     return tuple(layouts)
 
 
+def share_sequences(batch_size: int, *, num_gpus: int) -> list[int]:
+    """Return the number of sequences that each GPU runs on its own, the first ones one more."""
+    least, left = divmod(batch_size, num_gpus)
+    return [least + (rank < left) for rank in range(num_gpus)]
+
+
 def _list_notes(way: ParallelWay, group: GpuGroup, scenario: Scenario) -> tuple[str, ...]:
     notes = []
     if way is not ParallelWay.DATA and group.num_gpus > _NUM_MEASURED_GPUS:
-        notes.append(_NOT_CONFIRMED)
+        notes.append(_NOT_CONFIRMED[way])
     if way in _SHARED and group.num_gpus > 1:
         notes.append(_NCCL)
         if group.num_nodes > 1:
@@ -111,8 +123,9 @@ def _plan_shared(
     if estimate.does_fit:
         return replace(layout, fewest_gpus=1)
     for number in sorted({*NUMS_GPUS, group.num_gpus}):
-        share = runs.share(number)
-        if share.reason is not None or max(share.weights_bytes) + CONTEXT_BYTES > memory_bytes:
+        if runs.find_obstacle(number) is not None:
+            continue
+        if max(runs.share(number).weights_bytes) + CONTEXT_BYTES > memory_bytes:
             continue
         is_enough = layout.fits
         if number != group.num_gpus:
@@ -125,8 +138,7 @@ def _plan_shared(
 
 def _plan_data(loader: ModelLoader, estimate: Estimate, group: GpuGroup, layout: Layout) -> Layout:
     runs, scenario = ModelRuns(loader), estimate.scenario
-    least, left = divmod(scenario.batch_size, group.num_gpus)
-    sizes = [least + (rank < left) for rank in range(group.num_gpus)]
+    sizes = share_sequences(scenario.batch_size, num_gpus=group.num_gpus)
     found = [_run_whole(runs, replace(scenario, batch_size=size)) for size in sizes]
     layout = _fill(layout, found, sizes, group.gpu.memory_bytes)
     largest = estimate.limits.largest_batch_size if estimate.limits else 0
@@ -151,6 +163,13 @@ def _plan_device_map(
         )
     sizes = [estimate.scenario.batch_size] * len(found)
     layout = _fill(layout, found, sizes, memory_bytes)
+    num_empty = sum(not run.figures.weights_bytes for run in found)
+    if num_empty:
+        note = (
+            f"transformers puts whole layers on one GPU after another: {num_empty:,} of "
+            f"{group.num_gpus:,} GPUs {'gets' if num_empty == 1 else 'get'} none."
+        )
+        layout = replace(layout, notes=(*layout.notes, note))
     if layout.fits and fewest is None:
         fewest = group.num_gpus
     return replace(layout, fewest_gpus=fewest)

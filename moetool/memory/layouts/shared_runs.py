@@ -11,8 +11,12 @@ from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.machine.gpu_group import ParallelWay
-from moetool.memory.scenario import Scenario
-from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
+from moetool.memory.scenario import ExpertsImplementation, Scenario
+from moetool.memory.sharing.parallel import (
+    find_uneven_rows,
+    share_by_expert_parallel,
+    share_by_tensor_parallel,
+)
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.simulated.work import MOST_WORK
@@ -47,6 +51,18 @@ class SharedRuns:
         model = self.loader.load(self.scenario)
         return _SHARES[self.way](model.held or model.skeleton, num_gpus=num_gpus)
 
+    def find_obstacle(self, num_gpus: int) -> str | None:
+        """Return why the plan doesn't work with a number of GPUs; None if it does."""
+        reason = self.share(num_gpus).reason
+        model = self.loader.load(self.scenario)
+        if reason is not None or self.way is ParallelWay.EXPERT or model.packed is not None:
+            return reason
+        chosen = self.scenario.experts_implementation or ExpertsImplementation.GROUPED_MM
+        is_grouped = model.skeleton._can_set_experts_implementation()
+        if not is_grouped or chosen != ExpertsImplementation.GROUPED_MM:
+            return None
+        return find_uneven_rows(model.skeleton, num_gpus=num_gpus)
+
     @property
     def _is_sharing_known(self) -> bool:
         """Whether the weights are plain ones, or packed ones that transformers shares like them."""
@@ -61,10 +77,10 @@ class SharedRuns:
         Raises:
             UsageError: It doesn't work.
         """
-        reason = self.share(num_gpus).reason
+        reason = self.find_obstacle(num_gpus)
         if num_gpus == 1 or reason is None or not self._is_sharing_known:
             return
-        usable = [number for number in NUMS_GPUS if self.share(number).reason is None]
+        usable = [number for number in NUMS_GPUS if self.find_obstacle(number) is None]
         hint = "Choose --parallel device-map or data."
         if usable:
             nearest = min(usable, key=lambda number: (abs(number - num_gpus), number))

@@ -24,6 +24,10 @@ EXPERT_PARALLEL = "expert_parallel"
 # Modules whose rows are heads: those of queries, and those that latent attention expands.
 _OF_QUERY_HEADS = ("q_proj", "q_b_proj", "kv_b_proj")
 _OF_KEY_HEADS = ("k_proj",)
+# torch's grouped product refuses experts whose rows aren't a multiple of this long.
+_ROW_BYTES = 16
+# Experts, rows and columns.
+_STACK_DIMS = 3
 
 
 class _CantShare(Exception):  # noqa: N818 - control flow, not an error
@@ -58,6 +62,33 @@ def share_by_expert_parallel(skeleton: PreTrainedModel, *, num_gpus: int) -> Ran
         num_gpus: The number of GPUs.
     """
     return ParallelShares(skeleton).share(EXPERT_PARALLEL, num_gpus=num_gpus)
+
+
+def find_uneven_rows(skeleton: PreTrainedModel, *, num_gpus: int) -> str | None:
+    """Return why torch can't multiply tokens with the experts that GPUs would hold; None if it can.
+
+    That concerns transformers' implementation `grouped_mm` under the tensor-parallel plan, which cuts
+    the rows of each expert's last matrix.
+
+    Args:
+        skeleton: The model on the meta device, in the dtypes it is loaded in.
+        num_gpus: The number of GPUs.
+    """
+    plan = read_tensor_plan(skeleton)
+    for path, parameter in skeleton.named_parameters():
+        if path not in plan or parameter.dim() != _STACK_DIMS:
+            continue
+        shard = find_shard(plan[path], path=path, num_dims=_STACK_DIMS)
+        if shard is None or shard.dim != _STACK_DIMS - 1:
+            continue
+        size = parameter.shape[-1]
+        pieces = split_evenly(size, num_gpus=num_gpus, num_packed=shard.num_packed)
+        if any(piece * parameter.element_size() % _ROW_BYTES for piece in pieces):
+            return (
+                f"an expert's {size:,} columns cut by {num_gpus} GPUs leave rows that aren't a "
+                f"multiple of {_ROW_BYTES} bytes, which torch's grouped_mm refuses"
+            )
+    return None
 
 
 @dataclass(frozen=True)

@@ -33,3 +33,17 @@ def test_the_routing_of_each_layer_is_kept_on_its_gpu(tmp_path: Path) -> None:
     assert [run.figures for (run,) in whole] == [run.figures for run in alone if run is not None]
     for plain, traced in zip(*shared, strict=True):
         assert traced.figures.peak_allocated_bytes > plain.figures.peak_allocated_bytes
+
+
+def test_gpus_beyond_the_layers_hold_nothing_but_their_context(tmp_path: Path) -> None:
+    loader = make_runs(save_config("olmoe", tmp_path, num_hidden_layers=2)).loader
+    memory_bytes = find_gpu("24GiB").memory_bytes
+    runs = run_by_device_map(loader, GENERATING, memory_bytes=memory_bytes, num_gpus=4)
+    weights = [run.figures.weights_bytes for run in runs]
+    (whole,) = run_by_device_map(loader, GENERATING, memory_bytes=memory_bytes, num_gpus=1)
+    assert weights[3] == 0 < min(weights[:2])
+    assert sum(weights) == whole.figures.weights_bytes
+    empty = runs[3]
+    assert empty.figures.peak_reserved_bytes == 0
+    assert empty.figures.total_device_bytes == CONTEXT_BYTES
+    assert empty.limit_to(CONTEXT_BYTES) == empty

@@ -58,9 +58,15 @@ def _run_alone(path: str, scenario: Scenario) -> Estimate:
 
 
 def _estimate(
-    folder: Path, family: str, gpu: str, parallel: str | Sequence[str], *, num_nodes: int = 1
+    folder: Path,
+    family: str,
+    gpu: str,
+    parallel: str | Sequence[str],
+    *,
+    num_nodes: int = 1,
+    **fields: int,
 ) -> Estimate:
-    path = _save(folder, build_tiny_config(family))
+    path = _save(folder, build_tiny_config(family, **fields))
     group = take_group(gpu, parallel, num_nodes=num_nodes)
     assert group is not None
     loader = _load(path)
@@ -73,9 +79,13 @@ def _by_way(estimate: Estimate) -> dict[str, Layout]:
     return {layout.way: layout for layout in estimate.layouts}
 
 
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
-def test_ranks_hold_their_share_and_run_with_less_than_one_gpu(tmp_path: Path, family: str) -> None:
-    estimate = _estimate(tmp_path, family, "2x24GiB", SHARED)
+@pytest.mark.parametrize(
+    ("family", "fields"), [("mixtral", {}), ("deepseek_v3", {"moe_intermediate_size": 48})]
+)
+def test_ranks_hold_their_share_and_run_with_less_than_one_gpu(
+    tmp_path: Path, family: str, fields: dict[str, int]
+) -> None:
+    estimate = _estimate(tmp_path, family, "2x24GiB", SHARED, **fields)
     layouts = _by_way(estimate)
     skeleton = _load(str(tmp_path / "config.json")).load(SCENARIO).skeleton
     shares = {
@@ -152,6 +162,24 @@ def test_sizes_that_do_not_divide_are_refused(
         _estimate(tmp_path, family, gpu, way)
     assert message in caught.value.message
     assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("implementation", [None, "eager"])
+def test_experts_that_torch_can_not_multiply_once_cut_are_refused(
+    tmp_path: Path, implementation: str | None
+) -> None:
+    config = build_tiny_config("mixtral")
+    config.intermediate_size = 20
+    loader = _load(_save(tmp_path, config))
+    scenario = replace(SCENARIO, experts_implementation=implementation)
+    runs = SharedRuns(loader, scenario, ParallelWay.TENSOR)
+    assert SharedRuns(loader, scenario, ParallelWay.EXPERT).find_obstacle(2) is None
+    if implementation:
+        runs.refuse(2)
+        return
+    with pytest.raises(UsageError, match="an expert's 20 columns cut by 2 GPUs") as caught:
+        runs.refuse(2)
+    assert caught.value.hint == "Choose --parallel device-map or data."
 
 
 def test_a_plan_that_the_family_lacks_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_tie_weights
 
 from moetool.memory.answers.on_gpus import RankBytes
-from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
+from moetool.memory.sharing.parallel import (
+    find_uneven_rows,
+    share_by_expert_parallel,
+    share_by_tensor_parallel,
+)
 from moetool.memory.sharing.shards import Shard, UnknownStyle, find_shard, split_evenly
 from tests.families.tiny.configs import build_config
 from tests.families.tiny.families import find_family
@@ -144,6 +148,32 @@ def test_attention_that_deepseek_v3_does_not_share_is_on_every_gpu() -> None:
     experts = 58 * 256 * 3 * 7168 * 2048 * 2
     total = sum(t.nbytes for _, t in tensors)
     assert ranks.weights_bytes[0] == whole + experts // 8 + (total - whole - experts) // 8
+
+
+@pytest.mark.parametrize("width", [80, 96, 160])
+def test_torch_multiplies_the_experts_of_every_gpu_unless_their_rows_are_uneven(width: int) -> None:
+    skeleton = build_family_skeleton("mixtral", intermediate_size=width).bfloat16()
+    seen = set()
+    for num_gpus in range(2, 7):
+        whole = torch.empty(2, 32, width, dtype=torch.bfloat16, device="meta")
+        held = [piece.contiguous() for piece in whole.split(-(-width // num_gpus), dim=-1)]
+        works = all(_can_multiply(weights) for weights in held)
+        reason = find_uneven_rows(skeleton, num_gpus=num_gpus)
+        assert works == (reason is None)
+        assert reason is None or f"{width} columns cut by {num_gpus} GPUs" in reason
+        seen.add(works)
+    assert seen == {False, True}
+
+
+def _can_multiply(weights: torch.Tensor) -> bool:
+    """Return whether torch's own shape function of GPUs accepts stacked matrices."""
+    rows = torch.empty(64, weights.shape[-1], dtype=weights.dtype, device="meta")
+    ends = torch.empty(weights.shape[0], dtype=torch.int32, device="meta")
+    try:
+        torch._grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
+    except RuntimeError as error:
+        return "multiple of 16 bytes" not in str(error)
+    return True
 
 
 def test_experts_that_can_not_be_shared_evenly_are_a_reason() -> None:
