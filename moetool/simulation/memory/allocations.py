@@ -9,20 +9,21 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.caches.offloaded import SideStream
+from moetool.simulation.loops.loop import Loop
+from moetool.simulation.loops.shortened_loops import IterationMark
 from moetool.simulation.memory.cuda_kernels import (
     Temporaries,
     find_temporaries,
-    is_one_kernel,
     needs_lt_workspace,
     needs_workspace,
 )
 from moetool.simulation.memory.layer_events import LayerEvents, LayerMark, Taking, Workspace
+from moetool.simulation.memory.operations.births import Births
+from moetool.simulation.memory.operations.places import Places
 from moetool.simulation.memory.timeline import Event, Origins
-from moetool.simulation.meta.dispatch import DispatchMode, find_local, find_tensors, run_composite
+from moetool.simulation.meta.dispatch import find_local, find_tensors
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.repeated_layers import LayerVisit
 
@@ -45,6 +46,7 @@ class AllocationRecorder:
 
     Attributes:
         events: Births and deaths so far, in order.
+        loops: Iterations of loops that are left out of the events.
 
     Args:
         origins: Numbers the places where blocks are born.
@@ -70,6 +72,7 @@ class AllocationRecorder:
         stream: SideStream | None = None,
     ) -> None:
         self.events: list[Event] = []
+        self.loops: list[Loop] = []
         self._workspaces: dict[Workspace, int] = {}
         self._workspace_bytes = {
             Workspace.CUBLAS: workspace_bytes,
@@ -81,12 +84,8 @@ class AllocationRecorder:
         self._num_blocks_before_layer = 0
         self._device = device
         self._find_temporaries = find_temporaries
-        self._stream = stream
         self._model = model
-        self._paths = {id(module): path for path, module in walk_modules(model)}
-        self._entered: list[str] = [""]
-        self._layer = ""
-        self._origins = origins
+        self._places = Places(model, origins, stream)
         self._num_blocks = 0
         # The block of each storage by address, and a weak reference that notices its death. For
         # parameters and buffers: -1, and the storage itself, which keeps it alive.
@@ -101,12 +100,8 @@ class AllocationRecorder:
             storage = find_local(tensor).untyped_storage()
             # Kept alive: if a layer replaced it, a storage made later could have its address.
             self._followed[storage._cdata] = (-1, storage)
-        # Hooks on each module would take seconds in models with thousands of experts.
-        self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
-        self._exit.callback(
-            register_module_forward_hook(self._leave_module, always_call=True).remove
-        )
-        self._exit.enter_context(_Births(self))
+        self._exit.enter_context(self._places)
+        self._exit.enter_context(Births(self))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -146,10 +141,11 @@ class AllocationRecorder:
 
     def begin_layer(self, visit: LayerVisit) -> LayerMark:
         """Return a mark of the beginning of a layer."""
-        self._layer = visit.path
+        self._places.layer = visit.path
         self._num_blocks_before_layer = self._num_blocks
         self._needed = {}
-        return LayerMark(len(self.events), self._num_blocks, self._find_positions(visit))
+        positions = self._find_positions(visit)
+        return LayerMark(len(self.events), self._num_blocks, len(self.loops), positions)
 
     def end_layer(self, mark: LayerMark, left: Sequence[torch.Tensor]) -> LayerEvents | None:
         """Return the events since a mark.
@@ -157,7 +153,7 @@ class AllocationRecorder:
         None if the layer keeps memory alive that is in none of the tensors it left behind, or freed
         memory that it was not given.
         """
-        self._layer = ""
+        self._places.layer = ""
         names = {block: -1 - position for block, position in mark.positions.items()}
         alive, workspaces = set[int](), set(self._workspaces.values())
         events: list[Event] = []
@@ -189,6 +185,10 @@ class AllocationRecorder:
                 )
                 for kind, taking in self._needed.items()
             },
+            loops=tuple(
+                loop.moved(num_own[loop.end_event - mark.num_events], -mark.num_blocks)
+                for loop in self.loops[mark.num_loops :]
+            ),
         )
 
     @contextmanager
@@ -212,18 +212,21 @@ class AllocationRecorder:
         for kind, taking in done.workspaces.items():
             if kind not in self._workspaces:
                 takings.setdefault(taking.num_events, []).append(kind)
+        loops = {loop.end_event: loop for loop in done.loops}
         origin_in_layer: dict[int, int] = {}
         for number, (block, num_bytes, origin) in enumerate(done.events):
+            if number in loops:
+                self.loops.append(loops[number].moved(len(self.events), first))
             for kind in takings.get(number, ()):
                 _, taker, own_block = done.workspaces[kind]
                 taken = None if own_block is None else own_block + first
-                self._take_workspace(kind, self._origins.number_in(layer, taker), block=taken)
+                self._take_workspace(kind, self._places.number_in(layer, taker), block=taken)
             is_own = block >= 0
             block = block + first if is_own else found[block]
             if num_bytes >= 0:
                 self._bytes_of[block] = num_bytes
                 if origin not in origin_in_layer:
-                    origin_in_layer[origin] = self._origins.number_in(layer, origin)
+                    origin_in_layer[origin] = self._places.number_in(layer, origin)
                 origin = origin_in_layer[origin]
             elif not is_own:
                 # It lives on if something else holds it here.
@@ -236,6 +239,22 @@ class AllocationRecorder:
         for number, name in enumerate(done.left):
             if name is not None and number in left:
                 self._follow(left[number], name + first if name >= 0 else found[name])
+
+    def mark_iteration(self) -> IterationMark:
+        """Return a mark of the beginning of an iteration of a loop."""
+        rest = (len(self._workspaces), len(self._needed))
+        return IterationMark(len(self.events), self._num_blocks, rest)
+
+    def leave_out(self, loop: Loop) -> None:
+        """Record iterations that don't run."""
+        self.loops.append(loop)
+        self._num_blocks_before_layer -= loop.num_blocks * loop.num_left_out
+
+    def allow_blocks(self, num_more: int = 0) -> None:
+        """Raise `TooManyOperations` if a layer would make too many blocks with some more."""
+        num_blocks = self._num_blocks - self._num_blocks_before_layer + num_more
+        if self._places.layer and self._max_blocks is not None and num_blocks > self._max_blocks:
+            raise TooManyOperations
 
     def see_births(
         self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any
@@ -253,10 +272,8 @@ class AllocationRecorder:
         # Operations in place make nothing else.
         if not new and temporaries is None:
             return
-        num_blocks = self._num_blocks - self._num_blocks_before_layer
-        if self._layer and self._max_blocks is not None and num_blocks > self._max_blocks:
-            raise TooManyOperations
-        origin = self._find_origin(operation)
+        self.allow_blocks()
+        origin = self._places.number(operation.__name__)
         if needs_workspace(operation):
             self._take_workspace(Workspace.CUBLAS, origin)
         if self._workspace_bytes[Workspace.CUBLAS_LT] and needs_lt_workspace(operation, args):
@@ -316,33 +333,3 @@ class AllocationRecorder:
             if block is not None:
                 positions.setdefault(block, position)
         return positions
-
-    def _find_origin(self, operation: Any) -> int:
-        path = self._entered[-1]
-        if self._layer and path.startswith(self._layer):
-            path = path[len(self._layer) + 1 :]
-        is_on_side = self._stream is not None and self._stream.is_current
-        return self._origins.number(self._layer, path, operation.__name__, is_on_side=is_on_side)
-
-    def _enter_module(self, module: nn.Module, *_: object) -> None:
-        self._entered.append(self._paths.get(id(module), self._entered[-1]))
-
-    def _leave_module(self, *_: object) -> None:
-        self._entered.pop()
-
-
-class _Births(DispatchMode):
-    """Passes every operation that is one kernel on a GPU to a recorder."""
-
-    def __init__(self, recorder: AllocationRecorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return an operation's result and record its memory."""
-        if not is_one_kernel(func):
-            with self:
-                return run_composite(func, args, kwargs)
-        result = self.pass_on(func, args, kwargs)
-        self._recorder.see_births(func.overloadpacket, args, kwargs, result)
-        return result

@@ -52,6 +52,9 @@ class KnownValues(DispatchMode):
 
     Large tensors, and those that depend on them, have no twin until one of them is read.
 
+    Attributes:
+        num_reads: How often values were read, known or not.
+
     Args:
         token_id: The token that is generated.
         num_beams: The beams whose scores stand in one row.
@@ -79,6 +82,7 @@ class KnownValues(DispatchMode):
         self._is_routing_balanced = is_routing_balanced
         self._twins: Any = WeakTensorKeyDictionary()
         self._is_in_model = False
+        self.num_reads = 0
         self._literals = ExitStack()
 
     @contextmanager
@@ -115,6 +119,7 @@ class KnownValues(DispatchMode):
         Raises:
             CantSimulate: They depend on a tensor that is too large.
         """
+        self.num_reads += 1
         twin: torch.Tensor | DeferredValue | None = self._twins.get(tensor)
         if not isinstance(twin, DeferredValue):
             return twin

@@ -1,0 +1,1 @@
+"""Operations whose memory is recorded; each kind of call is worked out once."""

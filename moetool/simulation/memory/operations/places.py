@@ -1,0 +1,74 @@
+"""The place in a model where a run is, by which births are numbered."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Self
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from moetool.anatomy.routing.walk import walk_modules
+from moetool.simulation.caches.offloaded import SideStream
+from moetool.simulation.memory.timeline import Origins
+
+
+class Places:
+    """Follows a run through a model's modules and layers while it is entered.
+
+    Attributes:
+        layer: The path of the layer that runs; empty outside layers.
+
+    Args:
+        model: The model, in which each module has a path.
+        origins: Numbers the places where blocks are born.
+        stream: A stream other than the model's, on which some operations run.
+    """
+
+    def __init__(self, model: nn.Module, origins: Origins, stream: SideStream | None) -> None:
+        self.layer = ""
+        self._origins = origins
+        self._stream = stream
+        self._paths = {id(module): path for path, module in walk_modules(model)}
+        self._entered: list[str] = [""]
+        # Asking `Origins` means making and hashing an `Origin` for each birth.
+        self._numbers: dict[tuple[str, str, str, bool], int] = {}
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        # Hooks on each module would take seconds in models with thousands of experts.
+        self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
+        self._exit.callback(
+            register_module_forward_hook(self._leave_module, always_call=True).remove
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def number(self, operation: str) -> int:
+        """Return the number of the current place, where an operation runs."""
+        is_on_side = self._stream is not None and self._stream.is_current
+        key = (self.layer, self._entered[-1], operation, is_on_side)
+        number = self._numbers.get(key)
+        if number is None:
+            layer, path, _, _ = key
+            if layer and path.startswith(layer):
+                path = path[len(layer) + 1 :]
+            number = self._origins.number(layer, path, operation, is_on_side=is_on_side)
+            self._numbers[key] = number
+        return number
+
+    def number_in(self, layer: str, place: int) -> int:
+        """Return the number of the same place in another layer."""
+        return self._origins.number_in(layer, place)
+
+    def find_operation(self, place: int) -> str:
+        """Return the operation that runs at a place."""
+        return self._origins.found[place].operation
+
+    def _enter_module(self, module: nn.Module, *_: object) -> None:
+        self._entered.append(self._paths.get(id(module), self._entered[-1]))
+
+    def _leave_module(self, *_: object) -> None:
+        self._entered.pop()
