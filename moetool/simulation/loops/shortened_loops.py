@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from types import FrameType, ModuleType
 from typing import Any, NamedTuple, Protocol, Self
@@ -49,7 +49,13 @@ class LoopObserver(Protocol):
         """Raise an error if a layer may not make that number of further blocks."""
 
     def leave_out(self, loop: Loop) -> None:
-        """Record iterations that don't run."""
+        """Record iterations that don't run, all of whose blocks die in them or in the next one."""
+
+    def write_out(self, loop: Loop) -> None:
+        """Record iterations that don't run one by one. What lives now is what the last of them made."""
+
+    def follow_like(self, made: torch.Tensor, tensor: torch.Tensor, num_blocks: int) -> None:
+        """Follow a tensor in a block that many before another's."""
 
 
 class ShortenedLoops:
@@ -69,7 +75,8 @@ class ShortenedLoops:
        one did, and leaves the same behind for the one after it.
 
     The first iterations run until the second holds, and so does the last one of all. The others are
-    left to the observer. A loop that appends to lists runs to its end.
+    left to the observer. What they would have appended to lists are stand-ins, if nothing except
+    these iterations' own memory is appended.
 
     Args:
         model: The model, on the meta device.
@@ -120,6 +127,7 @@ class ShortenedLoops:
     def _shorten(self, numbers: range, frame: FrameType, body: LoopBody) -> Iterator[int]:
         before: IterationMark | None = None
         state: Hashable = None
+        lengths: tuple[int, ...] = ()
         for position, number in enumerate(numbers):
             mark, state_before = self._observer.mark_iteration(), state
             state = self._describe(frame, body, mark, before)
@@ -136,14 +144,58 @@ class ShortenedLoops:
                     num_left_out=num_more,
                 )
                 self._observer.allow_blocks(loop.num_blocks * num_more)
-                if body.appended:
-                    yield from numbers[position:]
-                else:
-                    self._observer.leave_out(loop)
+                if self._leave_out(loop, _find_lists(frame, body), lengths):
                     yield numbers[-1]
+                else:
+                    yield from numbers[position:]
                 return
+            lengths = tuple(map(len, _find_lists(frame, body)))
             yield number
             before = mark
+
+    def _leave_out(self, loop: Loop, lists: Sequence[list[Any]], lengths: Sequence[int]) -> bool:
+        """Leave iterations out; return False if that can't be done.
+
+        Args:
+            loop: The iterations.
+            lists: The lists that they append to.
+            lengths: Their lengths before the iteration that ran last.
+        """
+        if not lists:
+            if loop.num_events:
+                self._observer.leave_out(loop)
+            return True
+        appended = [values[length:] for values, length in zip(lists, lengths, strict=True)]
+        if len({*map(id, lists)}) < len(lists) or not all(
+            self._is_own(value, loop) for values in appended for value in values
+        ):
+            return False
+        self._observer.write_out(loop)
+        for values, length, last in zip(lists, lengths, appended, strict=True):
+            # What was appended last is now what the last iteration left out would have appended.
+            values[length:length] = [
+                self._make_like(value, number * loop.num_blocks)
+                for number in range(loop.num_left_out, 0, -1)
+                for value in last
+            ]
+        return True
+
+    def _make_like(self, tensor: torch.Tensor, num_blocks: int) -> torch.Tensor:
+        """Return a tensor like another, in a block that many before that one's."""
+        # Making stand-ins is not the model's work.
+        with torch._C._DisableTorchDispatch():
+            made = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+            )
+        self._observer.follow_like(made, tensor, num_blocks)
+        return made
+
+    def _is_own(self, value: object, loop: Loop) -> bool:
+        """Return whether a value is a tensor of unknown values in memory of the last iteration."""
+        if not isinstance(value, torch.Tensor) or self._known.is_known(value):
+            return False
+        block = self._observer.find_block(value)
+        return block is not None and block >= loop.first_block
 
     def _describe(
         self, frame: FrameType, body: LoopBody, mark: IterationMark, before: IterationMark | None
@@ -151,6 +203,8 @@ class ShortenedLoops:
         """Return all that decides on what an iteration does; None if that isn't known."""
         values = frame.f_locals
         try:
+            if not all(type(values.get(name)) is list for name in body.appended):
+                return None
             found = tuple(
                 self._describe_value(values[name], is_indexed=name in body.indexed, since=before)
                 if name in values
@@ -177,6 +231,16 @@ class ShortenedLoops:
             return (tuple(value.shape), value.stride(), value.dtype, value.device.type, place)
         is_plain = isinstance(value, _PLAIN) and not is_indexed
         return (type(value), value) if is_plain else None
+
+
+def _find_lists(frame: FrameType, body: LoopBody) -> list[list[Any]]:
+    """Return the lists that a loop appends to."""
+    values = frame.f_locals
+    try:
+        return [values[name] for name in sorted(body.appended)]
+    finally:
+        if isinstance(values, dict):
+            values.clear()
 
 
 class _Ranges:

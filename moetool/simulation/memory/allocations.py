@@ -27,7 +27,6 @@ from moetool.simulation.meta.dispatch import find_local, find_tensors
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.repeated_layers import LayerVisit
 
-_NO_TEMPORARIES = Temporaries()
 FindTemporaries = Callable[[Any, Sequence[Any], dict[str, Any]], Temporaries | None]
 
 
@@ -213,7 +212,6 @@ class AllocationRecorder:
             if kind not in self._workspaces:
                 takings.setdefault(taking.num_events, []).append(kind)
         loops = {loop.end_event: loop for loop in done.loops}
-        origin_in_layer: dict[int, int] = {}
         for number, (block, num_bytes, origin) in enumerate(done.events):
             if number in loops:
                 self.loops.append(loops[number].moved(len(self.events), first))
@@ -225,9 +223,7 @@ class AllocationRecorder:
             block = block + first if is_own else found[block]
             if num_bytes >= 0:
                 self._bytes_of[block] = num_bytes
-                if origin not in origin_in_layer:
-                    origin_in_layer[origin] = self._places.number_in(layer, origin)
-                origin = origin_in_layer[origin]
+                origin = self._places.number_in(layer, origin)
             elif not is_own:
                 # It lives on if something else holds it here.
                 if block not in died:
@@ -249,6 +245,25 @@ class AllocationRecorder:
         """Record iterations that don't run."""
         self.loops.append(loop)
         self._num_blocks_before_layer -= loop.num_blocks * loop.num_left_out
+
+    def write_out(self, loop: Loop) -> None:
+        """Record iterations that don't run one by one. What lives now is what the last of them made."""
+        first, num_more = loop.first_block, loop.num_blocks * loop.num_left_out
+        written = self.events[loop.end_event - loop.num_events : loop.end_event]
+        for more in range(loop.num_blocks, num_more + 1, loop.num_blocks):
+            self.events += [event._replace(block=event.block + more) for event in written]
+        born = (event for event in self.events[loop.end_event :] if event.num_bytes >= 0)
+        self._bytes_of |= {block: num_bytes for block, num_bytes, _ in born}
+        self._num_blocks += num_more
+        for address, (block, storage) in list(self._followed.items()):
+            if block >= first:
+                self._followed[address] = (block + num_more, storage)
+        for block in [block for block in self._holders if block >= first]:
+            self._holders[block + num_more] = self._holders.pop(block)
+
+    def follow_like(self, made: torch.Tensor, tensor: torch.Tensor, num_blocks: int) -> None:
+        """Follow a tensor in a block that many before another's."""
+        self._follow(made, self._followed[tensor.untyped_storage()._cdata][0] - num_blocks)
 
     def allow_blocks(self, num_more: int = 0) -> None:
         """Raise `TooManyOperations` if a layer would make too many blocks with some more."""
@@ -278,7 +293,7 @@ class AllocationRecorder:
             self._take_workspace(Workspace.CUBLAS, origin)
         if self._workspace_bytes[Workspace.CUBLAS_LT] and needs_lt_workspace(operation, args):
             self._take_workspace(Workspace.CUBLAS_LT, origin)
-        temporaries = temporaries or _NO_TEMPORARIES
+        temporaries = temporaries or Temporaries()
         taken = [self._bear(num_bytes, origin) for num_bytes in temporaries.before]
         for tensor in new:
             if tensor.untyped_storage()._cdata not in self._followed:
@@ -314,7 +329,8 @@ class AllocationRecorder:
         self._holders[block] = self._holders.get(block, 0) + 1
 
         def die(_: object) -> None:
-            self._followed.pop(address, None)
+            # The block may have another number by now.
+            block = self._followed.pop(address)[0]
             self._holders[block] -= 1
             if self._holders[block]:
                 return

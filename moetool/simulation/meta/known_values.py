@@ -113,6 +113,10 @@ class KnownValues(DispatchMode):
             tensor, partial(torch.full, tensor.shape, number, dtype=tensor.dtype)
         )
 
+    def is_known(self, tensor: torch.Tensor) -> bool:
+        """Return whether a meta tensor's values are known, or would be found if they were read."""
+        return tensor in self._twins
+
     def find_value(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Return a CPU tensor with the values of another tensor; None if they are unknown.
 

@@ -52,14 +52,36 @@ class GrowingScan(nn.Module):
 
 
 class ListingScan(nn.Module):
-    """Keeps what each iteration made in a list."""
+    """Keeps what each iteration made in lists, some of it in the state that it goes on with."""
+
+    def forward(self, rows: torch.Tensor, state: torch.Tensor) -> Any:
+        made, states = [], []
+        for index in range(len(rows)):
+            state = state * 2 + rows[index]
+            made.append(state.exp()[0])
+            made.append(state.exp()[:, 1])
+            states.append(state)
+        return torch.stack(made), torch.stack(states), state
+
+
+class GivenScan(nn.Module):
+    """Keeps a part of what it was given in a list."""
 
     def forward(self, rows: torch.Tensor, state: torch.Tensor) -> Any:
         made = []
         for index in range(len(rows)):
-            state = state * 2 + rows[index]
-            made.append(state[0])
-        return torch.stack(made)
+            state = state * 2
+            made.append(rows[index])
+        return torch.stack(made), state
+
+
+class InPlaceScan(nn.Module):
+    """Makes nothing."""
+
+    def forward(self, rows: torch.Tensor, state: torch.Tensor) -> Any:
+        for index in range(len(rows)):
+            rows[index] *= state
+        return rows
 
 
 class ChangingScan(nn.Module):
@@ -111,6 +133,18 @@ def record(scan: nn.Module, *, is_shortened: bool, max_blocks: int | None = None
     )
 
 
+class Count(DispatchMode):
+    """Counts the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.number += 1
+        return self.pass_on(func, args, kwargs)
+
+
 def name_events(timeline: Timeline) -> list[tuple[int, int, str, str]]:
     """Return the events with their modules and operations."""
     named: list[tuple[int, int, str, str]] = []
@@ -132,11 +166,26 @@ def test_iterations_left_out_are_those_that_would_have_run() -> None:
     assert unrolled.workspace_block == whole.workspace_block
 
 
-@pytest.mark.parametrize("kind", [GrowingScan, ListingScan, ChangingScan])
-def test_loops_whose_iterations_may_differ_run_to_their_end(kind: Callable[[], nn.Module]) -> None:
-    short, whole = (record(kind(), is_shortened=is_shortened) for is_shortened in (True, False))
+@pytest.mark.parametrize(
+    ("kind", "is_whole"),
+    [
+        (GrowingScan, True),
+        (ChangingScan, True),
+        (GivenScan, True),
+        (ListingScan, False),
+        (InPlaceScan, False),
+    ],
+)
+def test_loops_that_can_not_be_left_out_leave_the_same_events(
+    kind: Callable[[], nn.Module], is_whole: bool
+) -> None:
+    with Count() as short_operations:
+        short = record(kind(), is_shortened=True)
+    with Count() as operations:
+        whole = record(kind(), is_shortened=False)
     assert short.loops == ()
     assert name_events(short) == name_events(whole)
+    assert (short_operations.number == operations.number) == is_whole
 
 
 @pytest.mark.parametrize("kind", [SteadyScan, ListingScan])
@@ -162,17 +211,20 @@ def test_a_layer_that_goes_from_token_to_token_is_noticed_after_a_few() -> None:
     skeleton = build_family_skeleton("jamba").eval()
     seen = SeenRuns()
     run = MemoryRun(skeleton, RunOptions(block_budget=BlockBudget(per_layer=400)), seen=seen)
-    num_operations = 0
-
-    class Count(DispatchMode):
-        def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            nonlocal num_operations
-            num_operations += 1
-            return self.pass_on(func, args, kwargs)
-
-    with Count(), pytest.raises(TooManyOperations):
+    with Count() as operations, pytest.raises(TooManyOperations):
         run.generate(num_prompt_tokens=500, num_new_tokens=1)
-    assert num_operations < 500
+    assert operations.number < 500
+
+
+def test_a_layer_that_goes_from_token_to_token_leaves_the_events_of_all_tokens() -> None:
+    skeleton = build_family_skeleton("jamba").eval()
+    lengths = {"num_prompt_tokens": 150, "num_new_tokens": 2}
+    options = RunOptions(batch_size=2, workspace_bytes=2**20, may_scan=True)
+    with Count() as operations:
+        short = MemoryRun(skeleton, options).generate(**lengths)
+    whole = MemoryRun(skeleton, options, is_each_layer_run=True).generate(**lengths)
+    assert operations.number < 150 * 8
+    assert summarize(short) == summarize(whole)
 
 
 @pytest.mark.parametrize("family", IN_CHUNKS)
