@@ -10,7 +10,6 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 # Before any test imports a library: no test may depend on a network or on a terminal, and what is
@@ -24,6 +23,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="moetool-tests-")
     os.environ["MOETOOL_CACHE"] = os.path.join(os.environ["HF_HOME"], "moetool")
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+# Some machines keep nothing that is compiled. Each worker and each process that tests start would
+# compile all modules again, in every run.
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,6 +36,7 @@ from tests.command import REPOSITORY as REPOSITORY
 from tests.command import Completed as Completed
 from tests.command import RunMoetool, run_main, run_process
 from tests.forked import Forks
+from tests.once import fill_once
 
 # Time is never asserted: a busy machine would fail tests.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -53,8 +56,19 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the tests that take longest, so that no worker is left with one at the end."""
-    items.sort(key=lambda item: not any(word in item.nodeid for word in ("test_docs", "switch-c-")))
+    """Start with the tests that take longest, so that no worker is left with one at the end.
+
+    Those follow that start processes from one that forks: side by side, they are run by one worker,
+    and no other spends seconds on starting that process.
+    """
+    forking = {item.path for item in items if "forks" in getattr(item, "fixturenames", ())}
+
+    def find_turn(item: pytest.Item) -> int:
+        if any(word in item.nodeid for word in ("test_docs", "switch-c-")):
+            return 0
+        return 1 if item.path in forking else 2
+
+    items.sort(key=find_turn)
 
 
 def pytest_collection_finish() -> None:
@@ -115,28 +129,22 @@ def forks() -> Iterator[Forks]:
         yield forks
 
 
-@dataclass(frozen=True)
-class DemoRun:
-    """A run of route-trace as the README shows it, and the trace it wrote."""
-
-    trace: Path
-    stderr: str
+@pytest.fixture(scope="session")
+def demo_trace(sample_prompts: Path) -> Path:
+    """A Parquet trace of the demonstration checkpoint over the sample prompts, as in the README."""
+    return _trace_demo("demo-trace", sample_prompts)
 
 
 @pytest.fixture(scope="session")
-def demo_run(
-    run_moetool: RunMoetool, sample_prompts: Path, tmp_path_factory: pytest.TempPathFactory
-) -> DemoRun:
-    """The demonstration checkpoint traced over the sample prompts."""
-    folder = tmp_path_factory.mktemp("demo")
-    completed = run_moetool(
-        "route-trace", "demo", "--prompts", sample_prompts, "-o", "trace.parquet", cwd=folder
-    )
-    assert completed.returncode == 0, completed.stderr
-    return DemoRun(trace=folder / "trace.parquet", stderr=completed.stderr)
+def short_demo_trace(sample_prompts: Path) -> Path:
+    """The same of four prompts of each domain, for tests that compare two ways to one answer."""
+    return _trace_demo("short-demo-trace", sample_prompts, "--limit-per-domain", "4")
 
 
-@pytest.fixture(scope="session")
-def demo_trace(demo_run: DemoRun) -> Path:
-    """A Parquet trace of the demonstration checkpoint over the sample prompts."""
-    return demo_run.trace
+def _trace_demo(name: str, prompts: Path, *options: str) -> Path:
+    def fill(folder: Path) -> None:
+        command = ("route-trace", "demo", "--prompts", prompts, *options, "-o", "trace.parquet")
+        completed = run_main(*command, cwd=folder)
+        assert completed.returncode == 0, completed.stderr
+
+    return fill_once(name, fill) / "trace.parquet"

@@ -21,7 +21,7 @@ from moetool.memory.serving.gguf.buffers import (
     Buffers,
     DeviceRules,
     GgufRun,
-    list_all_buffers,
+    list_buffers,
 )
 from moetool.memory.serving.gguf.placement import LayerRule, make_moves
 
@@ -103,7 +103,7 @@ def _compare_line(line: dict[str, Any], model: GgufModel, *, num_gpus: int) -> C
     )
     takes = line.get("takes_products")
     rules = CUDA if takes is None else _imitate(takes_products=takes)
-    expected = _name_buffers(list_all_buffers(model, run, rules), is_cuda=takes is None, run=run)
+    expected = _name_buffers(list_buffers(model, run, rules), is_cuda=takes is None, run=run)
     printed = line["mib"]
     differences: dict[str, tuple[int | None, float]]
     differences = {name: (0, size) for name, size in printed.items() if name not in expected}

@@ -189,6 +189,7 @@ def measure_case(model: str, options: Mapping[str, Any], file: Path) -> None:
 
 def compare(file: Path, *, only: list[str]) -> None:
     """Print a table of how far each estimate is from what was measured, and of speed bounds."""
+    from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
     from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
     from moetool.memory.simulated.runs import run_scenario
     from moetool.memory.speed.bounds import bound_speed
@@ -220,7 +221,15 @@ def compare(file: Path, *, only: list[str]) -> None:
         errors["peak reserved"].append(abs(reserved))
         rest = line["peak_allocated_bytes"] - line["weights_bytes"]
         # The cache that steps read is left out: a bound on each of them.
-        bound = bound_speed(skeleton, scenario, gpu, cache_bytes=0, choices=find_choices(skeleton))
+        routed = RoutedSkeleton.of(skeleton)
+        bound = bound_speed(
+            skeleton,
+            scenario,
+            gpu,
+            cache_bytes=0,
+            choices=find_choices(routed),
+            unquantized=routed,
+        )
         cells = (
             model,
             _name(line["options"]),

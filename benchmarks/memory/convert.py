@@ -101,6 +101,7 @@ def convert(line: Mapping[str, Any], *, date: str) -> Receipt:
 
 def predict(builder: Any, scenario: Any, *, gpu: str | None, transformers: str) -> Prediction:
     """Return what moetool predicts for a case on a GPU."""
+    from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
     from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
     from moetool.memory.simulated.runs import run_scenario
     from moetool.memory.speed.bounds import bound_speed
@@ -116,12 +117,14 @@ def predict(builder: Any, scenario: Any, *, gpu: str | None, transformers: str) 
         context_bytes=CONTEXT_BYTES,
     )
     run = run.limit_to(named.memory_bytes) or run
+    routed = RoutedSkeleton.of(skeleton)
     bound = bound_speed(
         skeleton,
         scenario,
         named,
         cache_bytes=run.prompt_cache_bytes,
-        choices=find_choices(skeleton),
+        choices=find_choices(routed),
+        unquantized=routed,
     )
     return Prediction(
         method=run.method.value,

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.quantized.on_gpu import SUBJECTS, reporting
+from benchmarks.quantized.cases import exit_if_failed, reporting
+from benchmarks.quantized.on_gpu import SUBJECTS
 from benchmarks.quantized.random_weights import cut_config
 from benchmarks.quantized.variants import (
     CONTEXT,
@@ -44,6 +45,7 @@ def main() -> None:
     for name in options.only:
         with reporting(name):
             show_model(name, options.batch)
+    exit_if_failed()
 
 
 def show_model(name: str, batch: int) -> None:

@@ -5,7 +5,8 @@
 
 Published geometries are cut to their first layers, with weights drawn while moetool's loader packs
 them. Each case runs twice: with experts chosen in turns, as the estimate assumes, and as random
-routers choose them. Figures leave out what the process held before the model was loaded.
+routers choose them. Figures leave out what the process held before the model was loaded. The exit
+status is 1 if a case fails.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ import argparse
 import json
 import os
 import time
-import traceback
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.memory.accuracy import build_as_measured, prepare_case
 from benchmarks.memory.training import recording, release
+from benchmarks.quantized.cases import exit_if_failed, reporting
 
 # For each model, the layers that are left.
 MODELS = {
@@ -64,18 +65,7 @@ def main() -> None:
         if time.monotonic() < end:
             with reporting(f"{model} {dict(form)}"):
                 measure_model(model, form, file=arguments.file, events=arguments.events)
-
-
-@contextmanager
-def reporting(what: str) -> Iterator[None]:
-    """Print what fails, free what it left, and go on."""
-    start = time.monotonic()
-    try:
-        yield
-    except Exception:  # noqa: BLE001 - one case must not end the others
-        traceback.print_exc()
-    release()
-    print(f"# {what}: {time.monotonic() - start:.1f} s", flush=True)
+    exit_if_failed()
 
 
 def measure_model(model: str, form: Mapping[str, Any], *, file: Path, events: Path | None) -> None:

@@ -17,11 +17,8 @@ import argparse
 import copy
 import gc
 import statistics
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +31,7 @@ from benchmarks.quantized.agreement import (
     list_cases,
     measure_errors,
 )
+from benchmarks.quantized.cases import exit_if_failed, reporting
 from benchmarks.quantized.random_weights import cut_config, load_drawn
 from benchmarks.quantized.variants import (
     CONTEXT,
@@ -91,25 +89,7 @@ def main() -> None:
         if time.monotonic() < end and not options.no_memory:
             with reporting(f"memory of {subject.name}"):
                 load_whole(subject)
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
-
-
-failed: list[str] = []
-
-
-@contextmanager
-def reporting(what: str) -> Iterator[None]:
-    """Print what fails, remember that it did, free what it left, and go on."""
-    start = time.monotonic()
-    try:
-        yield
-    except Exception:  # noqa: BLE001 - one case must not end the others
-        traceback.print_exc()
-        failed.append(what)
-    gc.collect()
-    torch.cuda.empty_cache()
-    say(f"# {what}: {time.monotonic() - start:.1f} s")
+    exit_if_failed()
 
 
 def compare_kernels() -> None:

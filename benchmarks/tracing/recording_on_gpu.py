@@ -21,53 +21,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+from benchmarks.tracing.geometries import make_config
 from moetool import RoutingRecorder
 
-GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "OLMoE-1B-7B": (
-        "olmoe",
-        {
-            "hidden_size": 2048,
-            "intermediate_size": 1024,
-            "num_hidden_layers": 16,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 16,
-            "num_experts": 64,
-            "num_experts_per_tok": 8,
-            "vocab_size": 50304,
-        },
-    ),
-    "Qwen3-30B-A3B": (
-        "qwen3_moe",
-        {
-            "hidden_size": 2048,
-            "moe_intermediate_size": 768,
-            "num_hidden_layers": 48,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 4,
-            "head_dim": 128,
-            "num_experts": 128,
-            "num_experts_per_tok": 8,
-            "norm_topk_prob": True,
-            "vocab_size": 151936,
-        },
-    ),
-    "Mixtral-8x7B": (
-        "mixtral",
-        {
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "num_local_experts": 8,
-            "num_experts_per_tok": 2,
-            "vocab_size": 32000,
-        },
-    ),
-}
+NAMES = ("OLMoE-1B-7B", "Qwen3-30B-A3B", "Mixtral-8x7B")
 # Bytes of a layer of Mixtral in bfloat16, to leave out layers where a GPU cannot hold them all.
 MIXTRAL_LAYER_BYTES = 2.92e9
 # Short passes wait for Python, whose speed varies.
@@ -87,7 +46,7 @@ def main() -> None:
         "| GPU memory | host memory |"
     )
     print("|---|---|---:|---:|---:|---:|---:|---:|")
-    for name in sys.argv[1:] or GEOMETRIES:
+    for name in sys.argv[1:] or NAMES:
         model, label = build(name)
         vocabulary = model.config.vocab_size
         for title, run, num_tokens in (
@@ -119,15 +78,13 @@ def main() -> None:
 
 def build(name: str) -> tuple[Any, str]:
     """Return a model of a geometry, cut to the layers that fit, and its label."""
-    model_type, values = GEOMETRIES[name]
-    label, values = name, dict(values)
-    if model_type == "mixtral":
+    label, config = name, make_config(name)
+    if config.model_type == "mixtral":
         free = torch.cuda.mem_get_info()[0] - 12e9
-        fitting = min(values["num_hidden_layers"], int(free / MIXTRAL_LAYER_BYTES))
-        if fitting < values["num_hidden_layers"]:
+        fitting = min(config.num_hidden_layers, int(free / MIXTRAL_LAYER_BYTES))
+        if fitting < config.num_hidden_layers:
             label = f"{name}, {fitting} layers"
-        values["num_hidden_layers"] = fitting
-    config = CONFIG_MAPPING[model_type](**values)
+        config = make_config(name, num_hidden_layers=fitting)
     torch.manual_seed(0)
     with torch.device("cuda"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.tracing.recording_on_gpu import GEOMETRIES
+from benchmarks.tracing.geometries import make_config
+from benchmarks.tracing.recording_on_gpu import NAMES
 from moetool import Trace, compare_traces, trace_model
 
 PROMPTS = Path("sample_prompts")
@@ -33,8 +34,8 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     print(f"transformers {transformers.__version__}\n", flush=True)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    for geometry, (model_type, values) in GEOMETRIES.items():
-        config = CONFIG_MAPPING[model_type](**{**values, "num_hidden_layers": NUM_LAYERS})
+    for geometry in NAMES:
+        config = make_config(geometry, num_hidden_layers=NUM_LAYERS)
         torch.manual_seed(0)
         with torch.device("cuda"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()

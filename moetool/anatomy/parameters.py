@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from moetool.anatomy.components import TOWERS, Component, Place
@@ -117,34 +117,74 @@ class ParameterTable:
         return None if fewest is None or most is None else ActiveRange(fewest, most)
 
 
-def count_active(
-    place: Place,
-    num_params: int,
+@dataclass
+class PlaceSums:
+    """Sums over the tensors of a place in files, which become one row.
+
+    Attributes:
+        num_params: All parameters.
+        num_common: Parameters that all experts of a layer share.
+        num_unclear: Parameters in matrices whose names no rule matches, which a token may run or
+            not.
+        num_bytes: Bytes in the files.
+        dtypes: Dtypes of the tensors, in order.
+    """
+
+    num_params: int = 0
+    num_common: int = 0
+    num_unclear: int = 0
+    num_bytes: int = 0
+    dtypes: dict[str, None] = field(default_factory=dict)
+
+
+def make_rows(
+    sums: Mapping[Place, PlaceSums],
     *,
     num_experts: Mapping[tuple[str, int], int | None],
     top_k: int | None,
-    num_common: int = 0,
-    num_unclear: int = 0,
-) -> ActiveRange:
-    """Return how many of the parameters at a place in files a text token runs.
+    knows_active: bool,
+) -> tuple[ParameterRow, ...]:
+    """Return the rows of a table that is counted by files.
 
     Args:
-        place: A place whose experts and top-k are known, if it holds any.
-        num_params: Its parameters.
+        sums: By place.
         num_experts: By stack and layer.
         top_k: Experts that a token chooses.
-        num_common: Those of the parameters that all experts of the place share.
-        num_unclear: Those that a token may run or not.
+        knows_active: Whether the experts of every place that holds some are known, and top-k.
     """
+    return tuple(
+        ParameterRow(
+            stack=place.stack,
+            layer=place.layer,
+            component=place.component,
+            num_params=each.num_params,
+            active=_count_active(place, each, num_experts=num_experts, top_k=top_k)
+            if knows_active
+            else None,
+            dtype=" + ".join(each.dtypes),
+            num_bytes=each.num_bytes,
+        )
+        for place, each in sums.items()
+    )
+
+
+def _count_active(
+    place: Place,
+    sums: PlaceSums,
+    *,
+    num_experts: Mapping[tuple[str, int], int | None],
+    top_k: int | None,
+) -> ActiveRange:
+    """Return how many of the parameters at a place in files a text token runs."""
     if place.component in TOWERS:
         return ActiveRange(0, 0)
-    num_active = num_params
+    num_active = sums.num_params
     if place.component is Component.ROUTED_EXPERTS and place.layer is not None:
         experts = num_experts[place.stack, place.layer]
         assert experts is not None
         assert top_k is not None
-        num_active = (num_params - num_common) // experts * top_k + num_common
-    return ActiveRange(num_active - num_unclear, num_active)
+        num_active = (sums.num_params - sums.num_common) // experts * top_k + sums.num_common
+    return ActiveRange(num_active - sums.num_unclear, num_active)
 
 
 def _sum_known(numbers: Iterable[int | None]) -> int | None:

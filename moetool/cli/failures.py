@@ -32,11 +32,15 @@ class Failures:
         self._error_of: dict[str, MoetoolError] = {}
 
     def resolve(self) -> dict[str, ModelReference]:
-        """Return what each model stands for, by its name as given; without those that fail."""
+        """Return what each model stands for, by its name as given, without those that fail.
+
+        If all do, they are reported, and the command ends.
+        """
         references = {}
         for model in self._models:
             with self.keep(model):
                 references[model] = resolve_model(model)
+        self.check(references)
         return references
 
     @contextmanager

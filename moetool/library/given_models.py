@@ -29,7 +29,7 @@ def find_reference(model: object) -> ModelReference:
         return resolve_model(os.fspath(model))
     raise UsageError(
         f"A model to trace can't be of type {type(model).__name__}.",
-        hint="Give its name or folder, or a pair of the loaded model and its tokenizer.",
+        hint="Give its name, folder or GGUF file, or a pair of the loaded model and its tokenizer.",
     )
 
 

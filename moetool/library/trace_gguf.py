@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,8 +18,11 @@ from moetool.inspection.gguf.facts import read_facts
 from moetool.interchange.imports.runs import DECODER, Facts, LayerChoices, TokenRun, TraceImport
 from moetool.interchange.imports.shapes import make_shapes
 from moetool.interchange.imports.write import ImportResult, write_trace
+from moetool.library.trace import Trace
 from moetool.printable import printable
 from moetool.trace.decisions import PHASES
+from moetool.trace.reading.counts import count_experts
+from moetool.trace.reading.reader import open_trace
 from moetool.trace.writing.targets import check_target
 from moetool.tracing.llama_cpp.options import LlamaCppOptions
 from moetool.tracing.llama_cpp.record import RecordedPrompt, record_prompts
@@ -78,6 +83,35 @@ def trace_gguf(
     )
     shapes = make_shapes(layers=None, num_layers=None, num_experts=None, top_k=None, of_model=None)
     return write_trace(opened, shapes, output, overwrite=overwrite)
+
+
+def make_gguf_trace(
+    path: Path,
+    prompts: Sequence[Prompt],
+    output: Path | None,
+    *,
+    options: LlamaCppOptions,
+    overwrite: bool,
+) -> Trace:
+    """Do the same, and return the trace, whose rows are in memory if no output is named.
+
+    See `trace_gguf` for arguments and errors.
+    """
+    if output is not None:
+        return _open(trace_gguf(path, prompts, output, options=options, overwrite=overwrite))
+    with TemporaryDirectory(prefix="moetool-") as folder:
+        rows = Path(folder) / "trace.parquet"
+        trace = _open(trace_gguf(path, prompts, rows, options=options))
+        source = trace.open()
+        return replace(trace, path=None, tables=tuple(source.iter_tables(source.columns)))
+
+
+def _open(written: ImportResult) -> Trace:
+    """Return the trace that was written and, on the way, checked."""
+    source = open_trace(written.path)
+    assert source.metadata is not None
+    counts = count_experts(source, by="domain", validate=False)
+    return Trace(source.metadata, written.num_rows, counts, written.path)
 
 
 def _check_layers(wanted: frozenset[int] | None, routed: Collection[int]) -> None:

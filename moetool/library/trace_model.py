@@ -13,6 +13,7 @@ from moetool.choices import take_count, take_flag, take_path
 from moetool.errors import UsageError
 from moetool.library.given_models import find_reference, refuse_loading, take_pair
 from moetool.library.trace import Trace
+from moetool.library.trace_gguf import make_gguf_trace
 from moetool.quantizing.choice import choose_quantization
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writing.fileless import KeptTrace
@@ -20,6 +21,7 @@ from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.sink_choice import SinkChoice, choose_sink
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing import trace_model as tracing
+from moetool.tracing.llama_cpp.choice import GgufOptions, choose_llama_cpp
 from moetool.tracing.options import GenerationOptions, TraceOptions, choose_generation
 from moetool.tracing.plans import ParallelPlan
 from moetool.tracing.prompts.files import PromptFields
@@ -71,6 +73,13 @@ def trace_model(
     seed: int = GenerationOptions.seed,
     cache: str = GenerationOptions.cache,
     save_text: str | PathLike[str] | None = None,
+    n_gpu_layers: int | None = None,
+    threads: int | None = None,
+    ctx_size: int | None = None,
+    ubatch_size: int | None = None,
+    cache_type_k: str | None = None,
+    cache_type_v: str | None = None,
+    flash_attn: str | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Trace:
     """Record which experts each token of some prompts goes to, as `moetool route-trace` does.
@@ -79,8 +88,8 @@ def trace_model(
     traced exactly is a Python warning, and in the metadata.
 
     Args:
-        model: A folder, a Hub id or `demo`; or a model of transformers with its tokenizer, both in
-            memory.
+        model: A folder, a Hub id or `demo`; a GGUF file, which llama.cpp runs; or a model of
+            transformers with its tokenizer, both in memory.
         prompts: Texts; a DataFrame, or dicts, with `text` and perhaps `domain` and `id`; or the
             path of a file or folder of prompts.
         output: A .parquet or .csv file that takes the rows.
@@ -120,6 +129,13 @@ def trace_model(
         seed: Random seed of the sampling.
         cache: transformers' cache for generating, `dynamic` or `static`.
         save_text: A JSONL file that takes the generated texts.
+        n_gpu_layers: Of a GGUF file, layers on the GPU, the head counted as one; None for all.
+        threads: Of a GGUF file, threads of the CPU; None for one for each CPU.
+        ctx_size: Of a GGUF file, tokens of the cache; None for as many as the longest prompt needs.
+        ubatch_size: Of a GGUF file, tokens that are evaluated together; None for 512.
+        cache_type_k: Of a GGUF file, the type of cached keys; None for `f16`.
+        cache_type_v: Of a GGUF file, the type of cached values; None for `f16`.
+        flash_attn: Of a GGUF file, flash attention: `on`, `off` or `auto`; None for `auto`.
         on_progress: Receives a few words on each step.
 
     Raises:
@@ -176,6 +192,15 @@ def trace_model(
             cache=cache,
         ),
     )
+    reference = None if loaded is not None else find_reference(model)
+    of_llama_cpp = choose_llama_cpp(
+        reference,
+        GgufOptions(
+            n_gpu_layers, threads, ctx_size, ubatch_size, cache_type_k, cache_type_v, flash_attn
+        ),
+        options,
+        {"--resume": resume, "--save-text": save_text},
+    )
     if saliency and output is None:
         raise UsageError(
             "Saliency is written next to the trace, so the trace must go to a file.",
@@ -211,13 +236,21 @@ def trace_model(
         prompts, fields=fields, limits=PromptLimits(limit, limit_per_domain), chat=chat
     )
     observer = _Listener(on_progress or (lambda _: None))
+    if of_llama_cpp is not None:
+        assert reference is not None
+        assert reference.path is not None
+        observer.step("running llama.cpp")
+        return make_gguf_trace(
+            reference.path, read, place.target, options=of_llama_cpp, overwrite=overwrite
+        )
     if loaded is not None:
         run = tracing.trace_loaded_model(
             *loaded, read, options, place=place, observer=observer, open_texts=open_texts
         )
     else:
+        assert reference is not None
         run = tracing.trace_model(
-            find_reference(model),
+            reference,
             read,
             options,
             place=place,

@@ -48,10 +48,11 @@ def estimate_memory(
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> list[Estimate]:
-    """Return the memory that each of several scenarios of a model needs, without its weights.
+    """Return the memory that each of several scenarios of a model needs.
 
-    The model's own code runs on torch's meta device under transformers' own `generate`; every
-    allocation is followed and replayed through a model of torch's caching allocator.
+    The model's own code runs without weights, on torch's meta device under transformers' own
+    `generate`; every allocation is followed and replayed through a model of torch's caching
+    allocator.
 
     Args:
         model: A folder, a config.json, a Hub id, a catalogue name, `demo`, or the result of

@@ -56,6 +56,7 @@ from moetool.memory.simulated.work import (
     NUM_PASSES,
     refuse_work,
 )
+from moetool.process.garbage import seldom_collected
 from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.sizes import count_plain_layer
 from moetool.simulation.training.optimizer_kinds import Optimizer
@@ -66,6 +67,7 @@ CALIBRATED_GPU = "h200"
 _TIGHT_SHARE = 0.015
 
 
+@seldom_collected()
 def estimate_scenario(
     loader: ModelLoader,
     scenario: Scenario,

@@ -54,7 +54,7 @@ def add_answers(
         InputError: The trace can't be used.
     """
     scenario, loader = estimate.scenario, runs.loader
-    model, plain = loader.load(scenario), loader.load_plain(scenario).skeleton
+    model, plain = loader.load(scenario), loader.load_plain(scenario).routed
     choices = find_choices(plain)
     # Read before anything is looked for, because it refuses traces of other models.
     routing = None
@@ -70,13 +70,14 @@ def add_answers(
     estimate = replace(estimate, limits=named, notes=notes)
     if scenario.task is Task.TRAIN:
         return replace(estimate, notes=(*notes, _ONE_GPU))
-    if model.held is None:
+    held = model.routed_held
+    if held is None:
         return replace(estimate, notes=(*notes, ONLY_IN_ALL))
     loader.say(f"sharing {loader.name(scenario)} between GPUs and the host")
     ranks = gaps.unless_refused(
         "The weights that each of several GPUs would hold are",
         list_ranks,
-        model.held,
+        held,
         gpu_memory_bytes=gpu.memory_bytes,
         num_gpus=estimate.fit.num_gpus if estimate.fit else None,
         reserve_bytes=CONTEXT_BYTES + run.figures.beyond_weights_and_cache_bytes,
@@ -85,7 +86,7 @@ def add_answers(
     offload = gaps.unless_refused(
         "The experts that would move to the host are",
         plan_offload,
-        model.held,
+        held,
         gpu_memory_bytes=gpu.memory_bytes,
         total_bytes=run.figures.total_device_bytes,
         batch_size=scenario.num_sequences,
@@ -96,7 +97,7 @@ def add_answers(
         cache = gaps.unless_refused(
             "The single experts that would stay on the GPU are",
             plan_expert_cache,
-            model.held,
+            held,
             gpu_memory_bytes=gpu.memory_bytes,
             total_bytes=run.figures.total_device_bytes,
             choices=choices,
@@ -105,7 +106,7 @@ def add_answers(
         )
         offload = replace(offload, expert_cache=cache)
     bound = bound_speed(
-        model.held,
+        held.model,
         scenario,
         gpu,
         cache_bytes=run.prompt_cache_bytes,
@@ -116,7 +117,7 @@ def add_answers(
     is_in_16_bits = (
         model.runs_in_full_precision
         and scenario.quantization is Quantization.NONE
-        and plain.dtype.itemsize == _BYTES_IN_16_BITS
+        and plain.model.dtype.itemsize == _BYTES_IN_16_BITS
     )
     speed = add_seen_speed(bound, scenario, gpu, is_in_16_bits=is_in_16_bits)
     return replace(

@@ -14,7 +14,8 @@ from moetool.anatomy.parameters import ParameterTable
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.anatomy.skeleton.table import count_skeleton
-from tests.families.tiny.configs import build_config, find_family
+from tests.families.tiny.configs import build_config
+from tests.families.tiny.families import find_family
 from tests.families.tiny.models import available, build_family
 from tests.families.tiny.proof import Proof, prove, unreadable_families
 

@@ -12,6 +12,7 @@ from tests.command import run_main
 from tools.draw_figures import FIGURES, PAGE, read_commands
 from tools.draw_figures import read_words as read_figure_words
 from tools.draw_pictures import IMAGES, draw_pictures, read_errors, read_words
+from tools.refresh_docs import read_blocks
 
 # Names of formats and of tools, not addresses that are loaded.
 _NAMES = {
@@ -24,7 +25,17 @@ _NAMES = {
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[str, str]:
-    return draw_pictures(lambda command: run_main(*command.split()[1:]).stdout)
+    """The pictures of what the README shows, which is compared with the command's output elsewhere."""
+
+    def read_output(command: str) -> str:
+        (shown,) = (
+            block.output
+            for block in read_blocks()
+            if block.command.startswith(f"$ {command} | head")
+        )
+        return shown
+
+    return draw_pictures(read_output)
 
 
 def test_the_pictures_are_those_that_would_be_drawn_now(pictures: dict[str, str]) -> None:

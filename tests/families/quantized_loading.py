@@ -26,12 +26,12 @@ from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.quantizer import make_config
 from moetool.quantizing.sizes import measure_bytes, plan_bytes
 from tests.families.quantized_saving import SAVED, check_saving
-from tests.families.tiny.configs import find_family
 from tests.families.tiny.dense_reference import (
     apply_decisions,
     observe_experts,
     scales_input,
 )
+from tests.families.tiny.families import find_family
 from tests.families.tiny.models import LOOPED_FAMILIES, text_inputs
 from tests.families.tiny.proof import run
 from tests.quantizing.held_sizes import sizes_held, sizes_really_held

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedCon
 from moetool.anatomy.routing.moe_layers import find_moe_layers
 from moetool.anatomy.skeleton.build import created_on
 from moetool.errors import DenseModelError, UntraceableError
-from tests.families.tiny.configs import FAMILIES
+from tests.families.tiny.families import FAMILIES
 
 # Wrappers around, and text halves of, families that are proven under another name.
 PROVEN_UNDER_ANOTHER_NAME = {

@@ -6,7 +6,6 @@ which expert's weights are multiplied with which token's row, and doesn't know a
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 
 from moetool.anatomy.routing.moe_layers import find_moe_layers
 from tests.families.tiny.models import available, build_family
-from tests.families.tiny.proof import Proof, exact_families, prove, why_refused
+from tests.families.tiny.proof import Proof, exact_families, proof_of, prove, why_refused
 
 TOLERANCE = 1e-5
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
@@ -29,11 +28,6 @@ WITHOUT_A_CHOICE = {
 
 # Zaya runs expert 0, with weight 0, on tokens that skip the layer.
 RUNS_SKIPPED_TOKENS = {"zaya"}
-
-
-@cache
-def proof_of(family: str) -> Proof:
-    return prove(build_family(family))
 
 
 @pytest.fixture(scope="module", params=exact_families())

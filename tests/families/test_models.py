@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tests.families.tiny.configs import FAMILIES, NOT_ROUTED, NUM_EXPERTS
+from tests.families.tiny.families import FAMILIES, NOT_ROUTED
 from tests.families.tiny.models import available, broken, build_family, text_inputs
+from tests.families.tiny.sizes import NUM_EXPERTS
 
 # What transformers 5.17, the oldest supported, or 5.23 lacks or cannot run.
 NEW_FAMILIES = {

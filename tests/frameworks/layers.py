@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.frameworks.megatron_core import build_moe_layer
+
 HIDDEN_SIZE, NUM_EXPERTS, TOP_K, INNER_SIZE = 16, 6, 2, 24
 VOCAB_SIZE = 64
 
@@ -189,31 +191,16 @@ def megatron(dispatcher: str, **options: Any) -> FrameworkLayer:
     core = importlib.import_module("megatron.core")
     if not core.parallel_state.model_parallel_is_initialized():
         core.parallel_state.initialize_model_parallel()
-    config = importlib.import_module("megatron.core.transformer").TransformerConfig(
-        num_layers=1,
-        hidden_size=HIDDEN_SIZE,
-        num_attention_heads=2,
-        ffn_hidden_size=INNER_SIZE,
-        moe_ffn_hidden_size=INNER_SIZE,
-        num_moe_experts=NUM_EXPERTS,
-        moe_router_topk=TOP_K,
-        moe_token_dispatcher_type=dispatcher,
-        moe_router_load_balancing_type="none",
-        add_bias_linear=False,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        use_cpu_initialization=True,
-        params_dtype=torch.float64,
-        **options,
-    )
-    # Version 0.16 asks for this name without TransformerEngine too.
-    utilities = importlib.import_module("megatron.core.transformer.moe.moe_utils")
-    vars(utilities).setdefault("te_general_gemm", None)
-    specs = importlib.import_module("megatron.core.models.gpt.moe_module_specs")
-    spec = specs.get_moe_module_spec(use_te=False, num_experts=NUM_EXPERTS, moe_grouped_gemm=False)
-    build = importlib.import_module("megatron.core.transformer.spec_utils").build_module
     with mock.patch("torch.cuda.Stream"):
-        block = build(spec, config=config)
+        block: Any = build_moe_layer(
+            dispatcher,
+            hidden_size=HIDDEN_SIZE,
+            inner_size=INNER_SIZE,
+            num_experts=NUM_EXPERTS,
+            top_k=TOP_K,
+            dtype=torch.float64,
+            **options,
+        )
 
     def run(expert: int, rows: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = block.experts.local_experts[expert](

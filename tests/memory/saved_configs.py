@@ -12,7 +12,8 @@ from moetool.checkpoint.subject import AskedSource, find_subject
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.simulated.model_runs import ModelRuns
-from tests.families.tiny.configs import build_config, find_family
+from tests.families.tiny.configs import build_config
+from tests.families.tiny.families import find_family
 
 
 def save_config(family: str, folder: Path, **fields: Any) -> str:

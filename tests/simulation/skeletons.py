@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from moetool.simulation.flops.flop_counter import FlopCounter
 from moetool.simulation.meta.generation import SimulatedGeneration
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
-from tests.families.tiny.configs import build_config, find_family
+from tests.families.tiny.configs import build_config
+from tests.families.tiny.families import find_family
 
 # They read their positions unless they are given a cache.
 LOOK_INTO_POSITIONS = ("gemma4",)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import transformers
 
 from benchmarks.memory import formats
-from benchmarks.memory.several_gpus.cases import IN_FP8, make_config
+from benchmarks.memory.several_gpus.cases import IN_FP8
+from benchmarks.tracing.geometries import make_cut_config
 
 
 def compare(file: Path) -> None:
@@ -96,7 +97,7 @@ def load(geometry: str, card: str) -> Any:
     if geometry in IN_FP8:
         (Path(folder) / "config.json").write_text(json.dumps(formats.read_cut_config(geometry)))
     else:
-        config = make_config(geometry)
+        config = make_cut_config(geometry, pad_token_id=0)
         classes: Any = transformers.AutoModelForCausalLM._model_mapping
         config.architectures = [classes[type(config)].__name__]
         config.save_pretrained(folder)

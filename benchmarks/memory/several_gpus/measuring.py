@@ -19,7 +19,8 @@ import torch
 import transformers
 
 from benchmarks.memory import formats
-from benchmarks.memory.several_gpus.cases import CASES, IN_FP8, make_config
+from benchmarks.memory.several_gpus.cases import CASES, IN_FP8
+from benchmarks.tracing.geometries import make_cut_config
 
 # Sequences, prompt tokens, new tokens; no new tokens for one call with all logits.
 SCENARIOS = ((4, 1024, 8), (2, 512, 0), (16, 128, 24))
@@ -92,7 +93,7 @@ def build_all(folder: Path, names: tuple[str, ...]) -> None:
             continue
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(
-                make_config(name), dtype=torch.bfloat16
+                make_cut_config(name, pad_token_id=0), dtype=torch.bfloat16
             )
         model.to_empty(device="cpu")
         pattern = torch.randn(2**22).mul_(0.02).to(torch.bfloat16)

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.frameworks.megatron_core import build_moe_layer
+
 # MegaBlocks' sparse products have blocks of 128 rows and columns.
 HIDDEN_SIZE, INNER_SIZE, NUM_EXPERTS, TOP_K = 128, 128, 8, 2
 
@@ -206,31 +208,15 @@ def megatron(dispatcher: str, *, dtype: torch.dtype, device: str, **options: Any
         backend = "nccl" if device == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         core.parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
-    config = importlib.import_module("megatron.core.transformer").TransformerConfig(
-        num_layers=1,
+    block: Any = build_moe_layer(
+        dispatcher,
         hidden_size=HIDDEN_SIZE,
-        num_attention_heads=2,
-        ffn_hidden_size=INNER_SIZE,
-        moe_ffn_hidden_size=INNER_SIZE,
-        num_moe_experts=NUM_EXPERTS,
-        moe_router_topk=TOP_K,
-        moe_token_dispatcher_type=dispatcher,
-        moe_router_load_balancing_type="none",
-        add_bias_linear=False,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        use_cpu_initialization=True,
-        params_dtype=dtype,
-        bf16=dtype is torch.bfloat16,
+        inner_size=INNER_SIZE,
+        num_experts=NUM_EXPERTS,
+        top_k=TOP_K,
+        dtype=dtype,
         **options,
-    )
-    # Version 0.16 asks for this name without TransformerEngine too.
-    utilities = importlib.import_module("megatron.core.transformer.moe.moe_utils")
-    vars(utilities).setdefault("te_general_gemm", None)
-    specs = importlib.import_module("megatron.core.models.gpt.moe_module_specs")
-    spec = specs.get_moe_module_spec(use_te=False, num_experts=NUM_EXPERTS, moe_grouped_gemm=False)
-    build = importlib.import_module("megatron.core.transformer.spec_utils").build_module
-    block = build(spec, config=config).to(device, dtype)
+    ).to(device, dtype)
     experts = block.experts.local_experts
 
     def run(expert: int, rows: torch.Tensor) -> torch.Tensor:

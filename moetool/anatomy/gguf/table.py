@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from moetool.anatomy.components import TOWERS, Component, Place
 from moetool.anatomy.gguf.names import GgufName, read_name
 from moetool.anatomy.headers.other_tensors import OtherTensors, Reason
 from moetool.anatomy.headers.table import HeaderTable
-from moetool.anatomy.parameters import ParameterRow, ParameterTable, count_active
+from moetool.anatomy.parameters import ParameterTable, PlaceSums, make_rows
 from moetool.checkpoint.gguf.files import GgufModel
 from moetool.checkpoint.gguf.header import GgufTensor
 
@@ -26,16 +25,6 @@ class _Named(NamedTuple):
     name: GgufName
 
 
-@dataclass
-class _Cell:
-    """The sums for one row."""
-
-    num_params: int = 0
-    num_unclear: int = 0
-    num_bytes: int = 0
-    dtypes: dict[str, None] = field(default_factory=dict)
-
-
 def count_gguf(model: GgufModel) -> HeaderTable:
     """Return a GGUF model's parameters, counted by its headers."""
     named = [_Named(tensor, read_name(tensor.name)) for tensor in model.tensors]
@@ -48,25 +37,8 @@ def count_gguf(model: GgufModel) -> HeaderTable:
     dtype_bytes: dict[str, int] = {}
     for tensor in model.tensors:
         dtype_bytes[tensor.type.name] = dtype_bytes.get(tensor.type.name, 0) + tensor.num_bytes
-    rows = tuple(
-        ParameterRow(
-            stack=place.stack,
-            layer=place.layer,
-            component=place.component,
-            num_params=cell.num_params,
-            active=None
-            if active_unknown
-            else count_active(
-                place,
-                cell.num_params,
-                num_unclear=cell.num_unclear,
-                num_experts=num_experts,
-                top_k=top_k,
-            ),
-            dtype=" + ".join(cell.dtypes),
-            num_bytes=cell.num_bytes,
-        )
-        for place, cell in cells.items()
+    rows = make_rows(
+        cells, num_experts=num_experts, top_k=top_k, knows_active=active_unknown is None
     )
     return HeaderTable(
         table=ParameterTable(
@@ -139,8 +111,8 @@ def _describe(reason: Reason, group: Sequence[_Named]) -> OtherTensors:
     )
 
 
-def _sum_up(tensors: Sequence[_Named]) -> dict[Place, _Cell]:
-    cells: dict[Place, _Cell] = {}
+def _sum_up(tensors: Sequence[_Named]) -> dict[Place, PlaceSums]:
+    cells: dict[Place, PlaceSums] = {}
     for each in tensors:
         tensor, name = each
         component = name.component or Component.OTHER
@@ -150,7 +122,7 @@ def _sum_up(tensors: Sequence[_Named]) -> dict[Place, _Cell]:
             None if is_tower else name.layer,
             component,
         )
-        cell = cells.setdefault(place, _Cell())
+        cell = cells.setdefault(place, PlaceSums())
         cell.num_params += tensor.num_elements
         cell.num_unclear += tensor.num_elements if _is_unclear(each) else 0
         cell.num_bytes += tensor.num_bytes
@@ -180,7 +152,7 @@ def _count_experts(tensors: Sequence[_Named]) -> dict[tuple[str, int], int | Non
 
 def _count_one_expert(
     tensors: Sequence[_Named],
-    cells: Mapping[Place, _Cell],
+    cells: Mapping[Place, PlaceSums],
     num_experts: Mapping[tuple[str, int], int | None],
 ) -> dict[tuple[str, int], int | None]:
     """Return the parameters of one routed expert in each layer; None if experts differ."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from moetool.anatomy.components import Component, Place
 from moetool.anatomy.config_fields import is_tied, read_text_config
@@ -22,7 +22,7 @@ from moetool.anatomy.headers.placed_tensors import (
 from moetool.anatomy.headers.stated_top_k import find_stated_top_k
 from moetool.anatomy.headers.stored_tensors import read_stored
 from moetool.anatomy.headers.tensorrt_llm import is_tensorrt_llm, name_experts, read_routing_fields
-from moetool.anatomy.parameters import ParameterRow, ParameterTable, count_active
+from moetool.anatomy.parameters import ParameterTable, PlaceSums, make_rows
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 
 # torch's names for the dtypes of safetensors.
@@ -83,25 +83,6 @@ class HeaderTable:
     unclear: str | None
 
 
-@dataclass
-class _Cell:
-    """The sums for one row.
-
-    Attributes:
-        num_params: All parameters.
-        num_common: Parameters that all experts of a layer share.
-        num_unclear: Parameters in matrices whose names no rule matches.
-        num_bytes: Bytes in the files.
-        dtypes: Dtypes of the tensors, in order.
-    """
-
-    num_params: int = 0
-    num_common: int = 0
-    num_unclear: int = 0
-    num_bytes: int = 0
-    dtypes: dict[str, None] = field(default_factory=dict)
-
-
 def count_headers(
     headers: TensorHeaders,
     config: Mapping[str, object],
@@ -137,26 +118,8 @@ def count_headers(
     top_k, active_unknown = find_stated_top_k(config, text_config, num_experts, stated_by=stated_by)
     active_unknown = experts_unknown or active_unknown
     table = ParameterTable(
-        rows=tuple(
-            ParameterRow(
-                stack=place.stack,
-                layer=place.layer,
-                component=place.component,
-                num_params=cell.num_params,
-                active=None
-                if active_unknown
-                else count_active(
-                    place,
-                    cell.num_params,
-                    num_common=cell.num_common,
-                    num_unclear=cell.num_unclear,
-                    num_experts=num_experts,
-                    top_k=top_k,
-                ),
-                dtype=" + ".join(map(_name_dtype, cell.dtypes)),
-                num_bytes=cell.num_bytes,
-            )
-            for place, cell in cells.items()
+        rows=make_rows(
+            cells, num_experts=num_experts, top_k=top_k, knows_active=active_unknown is None
         ),
         is_tied=are_tied if are_tied is not None else (False if has_head else None),
     )
@@ -177,15 +140,15 @@ def count_headers(
     )
 
 
-def _sum_up(tensors: Iterable[PlacedTensor], routed: set[Layer]) -> dict[Place, _Cell]:
-    cells: dict[Place, _Cell] = {}
+def _sum_up(tensors: Iterable[PlacedTensor], routed: set[Layer]) -> dict[Place, PlaceSums]:
+    cells: dict[Place, PlaceSums] = {}
     # A cache, because making and hashing a place for every tensor is slow.
-    cell_of: dict[tuple[NameForm, Layer], _Cell] = {}
+    cell_of: dict[tuple[NameForm, Layer], PlaceSums] = {}
     for tensor in tensors:
         stored, form, layer = tensor
         cell = cell_of.get((form, layer))
         if cell is None:
-            cell = cells.setdefault(find_place(form, layer, routed), _Cell())
+            cell = cells.setdefault(find_place(form, layer, routed), PlaceSums())
             cell_of[form, layer] = cell
         header = stored.header
         num_params = stored.num_params or 0
@@ -195,7 +158,7 @@ def _sum_up(tensors: Iterable[PlacedTensor], routed: set[Layer]) -> dict[Place, 
         if _is_unclear(tensor):
             cell.num_unclear += num_params
         cell.num_bytes += header.num_bytes
-        cell.dtypes[header.dtype] = None
+        cell.dtypes[_name_dtype(header.dtype)] = None
     return cells
 
 
@@ -222,7 +185,7 @@ def _count_experts(
 
 
 def _count_one_expert(
-    cells: Mapping[Place, _Cell], num_experts: Mapping[tuple[str, int], int | None]
+    cells: Mapping[Place, PlaceSums], num_experts: Mapping[tuple[str, int], int | None]
 ) -> dict[tuple[str, int], int | None]:
     """Return the parameters of one expert in each routed layer; None where they are unknown."""
     counts: dict[tuple[str, int], int | None] = dict.fromkeys(num_experts)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Hashable, Iterable
 
 import torch
 from torch import nn
 
 from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.routing.alike import describe_block
 from moetool.anatomy.routing.before_experts import stopping_before
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
@@ -19,6 +21,32 @@ from moetool.checkpoint.stated.top_k_fields import TOP_K_FIELDS
 _ATTRIBUTES = ("top_k", "topk", *TOP_K_FIELDS)
 
 _NUM_TOKENS = 4
+
+
+def find_each_top_k(
+    model: nn.Module, layers: Iterable[MoeLayer], *, hidden_size: int
+) -> dict[MoeLayer, int | None]:
+    """Return how many experts each of several layers chooses for a token; None where that is unknown.
+
+    Of blocks that are alike, one is run.
+
+    Args:
+        model: The skeleton that the layers were found in.
+        layers: The layers, as the finder describes them.
+        hidden_size: Width of the hidden states that their blocks take.
+    """
+    found: dict[Hashable, int | None] = {}
+    top_k: dict[MoeLayer, int | None] = {}
+    for layer in layers:
+        if not _is_run(layer):
+            top_k[layer] = find_top_k(model, layer, hidden_size=hidden_size)
+            continue
+        experts = layer.experts_path.removeprefix(layer.block_path)
+        key = (experts, describe_block(model.get_submodule(layer.block_path)))
+        if key not in found:
+            found[key] = find_top_k(model, layer, hidden_size=hidden_size)
+        top_k[layer] = found[key]
+    return top_k
 
 
 def find_top_k(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int | None:
@@ -35,11 +63,15 @@ def find_top_k(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int | 
     """
     block = model.get_submodule(layer.block_path)
     experts = model.get_submodule(layer.experts_path)
-    if layer.rule is RoutingRule.RECEIVED and block is not experts:
+    if _is_run(layer):
         top_k = _watch_decision(block, experts, hidden_size=hidden_size)
         if top_k is not None:
             return top_k
     return read_top_k(model, layer)
+
+
+def _is_run(layer: MoeLayer) -> bool:
+    return layer.rule is RoutingRule.RECEIVED and layer.block_path != layer.experts_path
 
 
 def read_top_k(model: nn.Module, layer: MoeLayer) -> int | None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from moetool.anatomy.config_fields import find_hidden_size
 from moetool.anatomy.routing.moe_layers import FoundExperts, MoeLayer, find_experts
-from moetool.anatomy.routing.top_k import find_top_k
+from moetool.anatomy.routing.top_k import find_each_top_k
 from moetool.anatomy.skeleton.active_experts import is_run_by_text, list_expert_parameters
 from moetool.anatomy.skeleton.build import find_embedding
 from moetool.anatomy.skeleton.placement import Placement
@@ -67,7 +67,4 @@ class RoutedSkeleton:
     @cached_property
     def top_k(self) -> Mapping[MoeLayer, int | None]:
         """Experts that each routed layer chooses for a token; None where that is unknown."""
-        return {
-            layer: find_top_k(self.model, layer, hidden_size=self.hidden_size)
-            for layer in self.layers
-        }
+        return find_each_top_k(self.model, self.layers, hidden_size=self.hidden_size)

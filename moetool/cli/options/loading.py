@@ -1,12 +1,13 @@
-"""Declare the options on how a model is loaded and run in an estimate."""
+"""Declare the options on how a model is loaded and run in an estimate, and read them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from moetool.cli.options.shared import FLAG, make_dtype_option
+from moetool.errors import UsageError
 from moetool.memory.scenario import Dtype, ExpertsImplementation
 from moetool.quantizing.kinds import Quantization, QuantizedExperts
 
@@ -51,3 +52,29 @@ ExpertsImplementationOption = Annotated[
         rich_help_panel=_LOADING_PANEL,
     ),
 ]
+
+
+def read(
+    quantization: Quantization,
+    double_quantization: bool,
+    experts: QuantizedExperts,
+    dtype: Dtype = Dtype.AUTO,
+    experts_implementation: ExpertsImplementation | None = None,
+) -> dict[str, Any]:
+    """Return the fields of a `Scenario` that these options set.
+
+    Raises:
+        UsageError: Quantized experts are asked for, and no quantization.
+    """
+    if experts is QuantizedExperts.QUANTIZED and quantization is Quantization.NONE:
+        raise UsageError(
+            "Quantized experts were asked for, but no quantization.",
+            hint="Leave out --experts, or choose --quantization int8, nf4 or fp4.",
+        )
+    return {
+        "quantization": quantization,
+        "is_double_quantized": double_quantization,
+        "experts": experts,
+        "dtype": dtype,
+        "experts_implementation": experts_implementation,
+    }

@@ -1,4 +1,4 @@
-"""Parse values that Typer has no type for, and refuse those that contradict each other."""
+"""Parse values that Typer has no type for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import typer
 from moetool.cli.usage.values import find_sizes
 from moetool.errors import UsageError
 from moetool.memory.scenario import Attention, Dtype
-from moetool.quantizing.kinds import Quantization, QuantizedExperts
 
 _PARAMETERS = re.compile(
     r"(?P<number>[0-9]{1,20}(?:\.[0-9]{1,20})?)\s*(?P<unit>[kmbt])", re.IGNORECASE
@@ -124,19 +123,6 @@ def parse_attention(text: str) -> Attention:
     except ValueError:
         known = ", ".join(f"'{attention}'" for attention in Attention)
         raise typer.BadParameter(f"'{text}' is not one of {known}.") from None
-
-
-def check_experts(experts: QuantizedExperts, quantization: Quantization) -> None:
-    """Refuse quantized experts of a model that is not quantized.
-
-    Raises:
-        UsageError: That was asked for.
-    """
-    if experts is QuantizedExperts.QUANTIZED and quantization is Quantization.NONE:
-        raise UsageError(
-            "Quantized experts were asked for, but no quantization.",
-            hint="Leave out --experts, or choose --quantization int8, nf4 or fp4.",
-        )
 
 
 def parse_parameters(text: str | None, *, option: str) -> int | None:

@@ -74,7 +74,7 @@ def _measure(reference: ModelReference) -> Mapping[Place, ExpertSize]:
     revision = reference.choose_revision(None)
     subject = find_subject(reference, source=AskedSource.AUTO, revision=revision)
     builder = SkeletonBuilder(subject, trust_remote_code=False)
-    held = ModelLoader(builder, read_gpus()[CALIBRATED_GPU]).load(Scenario()).held
+    held = ModelLoader(builder, read_gpus()[CALIBRATED_GPU]).load(Scenario()).routed_held
     if held is None:
         raise InputError(
             f"The size of an expert of '{reference.text}' is unknown: its weights are stored in a "

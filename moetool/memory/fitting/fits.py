@@ -186,7 +186,7 @@ class _Candidate:
 
     @cached_property
     def _device_maps(self) -> DeviceMaps | None:
-        held = self._runs.loader.load(self._scenario).held
+        held = self._runs.loader.load(self._scenario).routed_held
         return None if held is None else DeviceMaps(held, self._scenario.quantization)
 
     def _count_gpus(self, run: SimulatedRun, memory_bytes: int) -> int | None:

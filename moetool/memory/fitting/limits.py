@@ -23,6 +23,7 @@ from moetool.memory.simulated.work import NUM_BRIEF_PASSES, refuse_work
 
 # A search for limits takes about ten trials.
 _NUM_TRIALS = 10
+NOTHING_FITS = Limits(largest_prompt_tokens=0, largest_batch_size=0, is_whole_context=False)
 
 
 def refuse_search(run: SimulatedRun, *, most_work: int) -> None:
@@ -47,8 +48,8 @@ def find_limits(
 ) -> tuple[Limits, tuple[str, ...]]:
     """Return the largest scenarios that fit on a GPU, and where the search for them ended early.
 
-    Trials run the first and the last decoding step; beyond a limit, the first is enough if it doesn't
-    fit.
+    Trials run the first and the last decoding step; beyond a limit, the prompt is enough if it doesn't
+    fit. There are none if the weights alone don't fit.
 
     Args:
         runs: The model's runs.
@@ -57,6 +58,10 @@ def find_limits(
     Raises:
         InputError: A trial can't be simulated, or the weights' size is unknown.
     """
+    figures = _require_weights(runs.run(scenario, is_brief=True)).figures
+    if figures.weights_bytes + figures.context_bytes > gpu.memory_bytes:
+        # Sizes change nothing about that, and each trial would take a simulation.
+        return NOTHING_FITS, ()
     num_trials: Counter[str] = Counter()
 
     def try_sizes(
@@ -73,11 +78,7 @@ def find_limits(
             if batch_size * num_prompt_tokens > scenario.batch_size * scenario.num_prompt_tokens:
                 return None
             raise
-        if run is None:
-            raise InputError(
-                "the size of the weights is unknown.",
-                hint="Name a folder or Hub id whose files can be read.",
-            )
+        run = _require_weights(run)
         limited = (
             run.limit_to(gpu.memory_bytes)
             if run.is_expected
@@ -104,6 +105,15 @@ def find_limits(
     finally:
         runs.purpose = None
     return found.limits, tuple(_note_cuts(found))
+
+
+def _require_weights(run: SimulatedRun | None) -> SimulatedRun:
+    if run is None:
+        raise InputError(
+            "the size of the weights is unknown.",
+            hint="Name a folder or Hub id whose files can be read.",
+        )
+    return run
 
 
 def _note_cuts(found: FoundLimits) -> Iterator[str]:

@@ -46,12 +46,13 @@ def run_by_device_map(
         InputError: The map leaves layers to the host, or the model's code can't run without data.
     """
     model = loader.load(scenario)
-    if model.held is None or not (model.packed or model.runs_in_full_precision):
+    held = model.routed_held
+    if held is None or not (model.packed or model.runs_in_full_precision):
         raise InputError(
             "such quantized weights are not simulated on several GPUs.",
             hint="Give --dtype bfloat16.",
         )
-    maps = DeviceMaps(model.held, scenario.quantization)
+    maps = DeviceMaps(held, scenario.quantization)
     device_map = maps.find_devices(budget_bytes=memory_bytes - CONTEXT_BYTES, num_gpus=num_gpus)
     loader.say(f"simulating {loader.name(scenario)}: device map on {num_gpus} GPUs")
     skeleton = model.packed or loader.builder.build(scenario)

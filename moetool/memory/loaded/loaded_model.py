@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.checkpoint.reference import resolve_model
 from moetool.checkpoint.subject import AskedSource, find_subject
 from moetool.errors import UsageError
@@ -65,6 +67,18 @@ class LoadedModel:
     packed: PreTrainedModel | None = None
     older: OlderGpus | None = None
 
+    @cached_property
+    def routed(self) -> RoutedSkeleton:
+        """The skeleton with its routed experts."""
+        return RoutedSkeleton.of(self.skeleton)
+
+    @cached_property
+    def routed_held(self) -> RoutedSkeleton | None:
+        """The model as a GPU holds it, with its routed experts; None if that is unknown."""
+        if self.held is self.skeleton:
+            return self.routed
+        return None if self.held is None else RoutedSkeleton.of(self.held)
+
     @property
     def simulated(self) -> PreTrainedModel:
         """The model that runs in simulation, under `offer_kernels`."""
@@ -107,6 +121,19 @@ class LoadedModel:
         elif self.stored.basis in (Basis.LOADED, Basis.PUBLISHED):
             note += _AS_IF if self.packed is None else _AS_PACKED
         return [note.format(method=self.stored.method, dtype=dtype)]
+
+    def copy_in_full(self, stored: StoredWeights) -> LoadedModel:
+        """Return a copy whose weights are in the skeleton's dtypes, of the same skeleton.
+
+        Args:
+            stored: The stored weights, which this model has.
+        """
+        return LoadedModel(
+            self.skeleton,
+            held=self.skeleton,
+            stored=replace(stored, basis=Basis.COPY),
+            stored_notes=self.stored_notes,
+        )
 
 
 @dataclass(frozen=True)
@@ -178,6 +205,15 @@ class ModelLoader:
         return self.load(scenario.quantized(Quantization.NONE))
 
     def _load(self, scenario: Scenario) -> LoadedModel:
+        published = self._loaded.get(replace(scenario, dtype=Dtype.AUTO).loading)
+        if published is not None and published.stored is not None:
+            as_published, named = (
+                self.builder.find_dtype(each)
+                for each in (replace(scenario, dtype=Dtype.AUTO), scenario)
+            )
+            if as_published is named:
+                # Building the skeleton again and converting it would give the same.
+                return published.copy_in_full(published.stored)
         skeleton = self.builder.build(scenario)
         if scenario.quantization is not Quantization.NONE:
             return LoadedModel(skeleton, held=skeleton)

@@ -1,1 +1,1 @@
-"""Ask this machine about its GPU."""
+"""This machine's GPU and memory, as its driver and system report them."""

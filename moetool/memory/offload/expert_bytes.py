@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
-from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
+from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
-from moetool.anatomy.skeleton.active_experts import is_run_by_text, list_expert_parameters
+from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 
 _RULES_OF_MODULES = (RoutingRule.SEPARATE_EXPERTS, RoutingRule.ROUTER_CHOICE)
 
@@ -47,38 +47,36 @@ class LayerExperts:
         )
 
 
-def list_layer_experts(skeleton: PreTrainedModel) -> tuple[LayerExperts, ...]:
+def list_layer_experts(skeleton: RoutedSkeleton) -> tuple[LayerExperts, ...]:
     """Return the routed experts that text runs, layer by layer, in the model's own order.
 
     Args:
         skeleton: The model on the meta device, in the dtypes it is loaded in.
     """
-    return tuple(
-        _describe(skeleton, layer)
-        for layer in find_experts(skeleton).layers
-        if is_run_by_text(layer)
-    )
+    return tuple(_describe(skeleton, layer) for layer in skeleton.text_layers)
 
 
-def _describe(skeleton: PreTrainedModel, layer: MoeLayer) -> LayerExperts:
-    paths = tuple(_find_holders(skeleton, layer))
-    modules = [module for path in paths for module in skeleton.get_submodule(path).modules()]
+def _describe(skeleton: RoutedSkeleton, layer: MoeLayer) -> LayerExperts:
+    holders = list(_find_holders(skeleton, layer))
+    modules = [
+        module for path in holders for _, module in walk_modules(skeleton.model.get_submodule(path))
+    ]
     own = [sum(tensor.nbytes for tensor in _own_tensors(module)) for module in modules]
     return LayerExperts(
         layer=layer,
-        paths=paths,
+        paths=tuple(holders),
         num_bytes=sum(own),
         moved_bytes=max(own),
         are_separate=layer.rule in _RULES_OF_MODULES,
     )
 
 
-def _find_holders(skeleton: PreTrainedModel, layer: MoeLayer) -> Iterator[str]:
+def _find_holders(skeleton: RoutedSkeleton, layer: MoeLayer) -> Iterator[str]:
     """Yield the paths of the modules that hold a layer's experts and nothing else."""
     if layer.experts_path != layer.block_path:
         yield layer.experts_path
         return
-    parameters = list_expert_parameters(skeleton, layer)
+    parameters = skeleton.expert_parameters[layer]
     yield from dict.fromkeys(path.rpartition(".")[0] for path in parameters)
 
 

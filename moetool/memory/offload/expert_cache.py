@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel
-
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.memory.answers.on_gpus import ExpertCache
 from moetool.memory.offload.expert_bytes import LayerExperts, list_layer_experts
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def plan_expert_cache(
-    skeleton: PreTrainedModel,
+    skeleton: RoutedSkeleton,
     *,
     gpu_memory_bytes: int,
     total_bytes: int,

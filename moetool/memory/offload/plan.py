@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.memory.answers.on_gpus import Offload
 from moetool.memory.offload.expert_bytes import LayerExperts, list_layer_experts
 from moetool.memory.offload.offload_maps import make_offload_map, write_offload_map
 from moetool.quantizing.kinds import Quantization
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TRANSFORMERS = "transformers"
 LLAMA_CPP = "llama.cpp"
@@ -18,7 +21,7 @@ LLAMA_CPP_BY_NAME = "llama.cpp (-ot)"
 
 
 def plan_offload(
-    skeleton: PreTrainedModel,
+    skeleton: RoutedSkeleton,
     *,
     gpu_memory_bytes: int,
     total_bytes: int,
@@ -61,7 +64,7 @@ def plan_offload(
     host_computed_bytes = _leave_nothing(total_bytes, computed)
     flags: dict[str, str] = {}
     if moved and gpu_bytes <= gpu_memory_bytes:
-        flags[TRANSFORMERS] = _write_transformers(skeleton, moved, quantization)
+        flags[TRANSFORMERS] = _write_transformers(skeleton.model, moved, quantization)
     if computed and host_computed_bytes <= gpu_memory_bytes:
         flags.update(_write_llama_cpp(computed))
     return Offload(

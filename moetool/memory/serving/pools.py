@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from moetool.errors import InputError
@@ -28,6 +29,19 @@ class CountCapacity(Protocol):
         self, geometry: CacheGeometry, pool_bytes: int, *, token_bytes_per_layer: int, length: int
     ) -> Capacity:
         """Return what it holds; see `vllm.count_capacity`."""
+
+
+def write_flags(values: Mapping[str, object]) -> str:
+    """Return flags with their values; without those whose value is None or False.
+
+    Args:
+        values: By flag; True for a flag without a value.
+    """
+    return " ".join(
+        flag if value is True else f"{flag} {value}"
+        for flag, value in values.items()
+        if value is not None and value is not False
+    )
 
 
 def list_pool_parts(question: Question, count_capacity: CountCapacity) -> Parts:

@@ -10,9 +10,9 @@ experts between GPUs that share a layer.
 
 from __future__ import annotations
 
+from moetool.memory.serving import pools
 from moetool.memory.serving.answer import Capacity, ServedCache
 from moetool.memory.serving.geometry import CacheGeometry
-from moetool.memory.serving.pools import list_pool_parts
 from moetool.memory.serving.question import Parts, Question
 
 SOURCES = (
@@ -27,28 +27,24 @@ SWA_RATIO = 0.8
 
 def list_parts(question: Question) -> Parts:
     """Return the sizes that the rules give."""
-    return list_pool_parts(question, count_capacity)
+    return pools.list_pool_parts(question, count_capacity)
 
 
 def write_flags(question: Question, num_sequences: int | None) -> str:
     """Return the flags that the figures are for."""
     options, deployment = question.options, question.deployment
-    flags = [
-        f"--mem-fraction-static {options.share:g}",
-        f"--context-length {question.length}",
-    ]
-    if options.kv_cache_dtype is not ServedCache.AUTO:
-        flags.append("--kv-cache-dtype fp8_e4m3")
-    if num_sequences is not None:
-        flags.append(f"--max-running-requests {num_sequences}")
-    flags.append(f"--tp-size {deployment.tensor}")
-    if deployment.replicas > 1:
-        flags.append(f"--dp-size {deployment.replicas}")
-    if deployment.shares_experts:
-        flags.append(f"--ep-size {deployment.expert_groups}")
-    if deployment.num_nodes > 1:
-        flags.append(f"--nnodes {deployment.num_nodes}")
-    return " ".join(flags)
+    return pools.write_flags(
+        {
+            "--mem-fraction-static": f"{options.share:g}",
+            "--context-length": question.length,
+            "--kv-cache-dtype": None if options.kv_cache_dtype is ServedCache.AUTO else "fp8_e4m3",
+            "--max-running-requests": num_sequences,
+            "--tp-size": deployment.tensor,
+            "--dp-size": deployment.replicas if deployment.replicas > 1 else None,
+            "--ep-size": deployment.expert_groups if deployment.shares_experts else None,
+            "--nnodes": deployment.num_nodes if deployment.num_nodes > 1 else None,
+        }
+    )
 
 
 def count_capacity(

@@ -12,9 +12,9 @@
 
 from __future__ import annotations
 
+from moetool.memory.serving import pools
 from moetool.memory.serving.answer import Capacity, ServedCache
 from moetool.memory.serving.geometry import CacheGeometry
-from moetool.memory.serving.pools import list_pool_parts
 from moetool.memory.serving.question import Parts, Question
 
 SOURCES = (
@@ -35,27 +35,24 @@ _MOST_PADDING = 1.25
 
 def list_parts(question: Question) -> Parts:
     """Return the sizes that the rules give."""
-    return list_pool_parts(question, count_capacity)
+    return pools.list_pool_parts(question, count_capacity)
 
 
 def write_flags(question: Question, num_sequences: int | None) -> str:
     """Return the flags that the figures are for."""
     options, deployment = question.options, question.deployment
-    flags = [
-        f"--gpu-memory-utilization {options.share:g}",
-        f"--max-model-len {question.length}",
-        f"--max-num-batched-tokens {BATCHED_TOKENS}",
-    ]
-    if options.kv_cache_dtype is not ServedCache.AUTO:
-        flags.append("--kv-cache-dtype fp8")
-    if num_sequences is not None:
-        flags.append(f"--max-num-seqs {num_sequences}")
-    flags.append(f"--tensor-parallel-size {deployment.tensor}")
-    if deployment.replicas > 1:
-        flags.append(f"--data-parallel-size {deployment.replicas}")
-    if deployment.shares_experts:
-        flags.append("--enable-expert-parallel")
-    return " ".join(flags)
+    return pools.write_flags(
+        {
+            "--gpu-memory-utilization": f"{options.share:g}",
+            "--max-model-len": question.length,
+            "--max-num-batched-tokens": BATCHED_TOKENS,
+            "--kv-cache-dtype": None if options.kv_cache_dtype is ServedCache.AUTO else "fp8",
+            "--max-num-seqs": num_sequences,
+            "--tensor-parallel-size": deployment.tensor,
+            "--data-parallel-size": deployment.replicas if deployment.replicas > 1 else None,
+            "--enable-expert-parallel": deployment.shares_experts,
+        }
+    )
 
 
 def count_capacity(

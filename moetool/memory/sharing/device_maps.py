@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 from transformers.integrations.accelerate import _get_device_map, expand_device_map
 
+from moetool.anatomy.routing.walk import join_path
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.errors import InputError
 from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.sharing.decoder_layers import find_decoder_layers
+from moetool.memory.sharing.undivided import merge_undivided
 from moetool.quantizing.kinds import Quantization
 
 DEVICE_MAP = "device_map"
@@ -27,7 +30,7 @@ _BITSANDBYTES_SHARE = 0.90
 
 
 def share_by_device_map(
-    skeleton: PreTrainedModel,
+    skeleton: RoutedSkeleton,
     *,
     gpu_memory_bytes: int,
     num_gpus: int,
@@ -76,11 +79,18 @@ class DeviceMaps:
         quantization: The storage of the weights.
     """
 
-    def __init__(self, skeleton: PreTrainedModel, quantization: Quantization) -> None:
-        self._skeleton = skeleton
+    def __init__(self, skeleton: RoutedSkeleton, quantization: Quantization) -> None:
+        self._model = merge_undivided(skeleton.model)
         self._quantization = quantization
-        tensors = [*skeleton.named_parameters(), *skeleton.named_buffers()]
+        tensors = [*self._model.named_parameters(), *self._model.named_buffers()]
         self._bytes_by_path = {path: tensor.nbytes for path, tensor in tensors}
+        # The tensors of each decoder layer, by its path.
+        self._layers: dict[str, list[str]] = {path: [] for path in find_decoder_layers(skeleton)}
+        for path in self._bytes_by_path:
+            words = path.split(".")
+            for holder in accumulate(words[:-1], join_path):
+                if holder in self._layers:
+                    self._layers[holder].append(path)
 
     def count_gpus(
         self,
@@ -120,14 +130,11 @@ class DeviceMaps:
         return None
 
     @cached_property
-    def _layers(self) -> Mapping[str, torch.nn.Module]:
-        return find_decoder_layers(self._skeleton)
-
-    @cached_property
     def _layer_bytes(self) -> list[int]:
+        layers = map(self._model.get_submodule, self._layers)
         return [
             sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))
-            for layer in self._layers.values()
+            for layer in layers
         ]
 
     def share(self, *, budget_bytes: int, num_gpus: int) -> RankBytes:
@@ -138,7 +145,7 @@ class DeviceMaps:
         for path, num_bytes in self._bytes_by_path.items():
             held[devices[path]] += num_bytes
         on_gpus = range(num_gpus)
-        layers = Counter(self._find_device(path, devices) for path in self._layers)
+        layers = Counter(_find_device(paths, devices) for paths in self._layers.values())
         is_whole = sum(held[gpu] for gpu in on_gpus) == sum(held.values())
         num_left = len(self._layers) - sum(layers[gpu] for gpu in on_gpus)
         left = (
@@ -162,11 +169,6 @@ class DeviceMaps:
             num_layers = self._layer_bytes.count(largest_layer)
             num_gpus = max(num_gpus, -(-num_layers // (room_bytes // largest_layer)))
         return num_gpus
-
-    def _find_device(self, layer_path: str, devices: Mapping[str, Any]) -> Any:
-        """Return where a layer lies; None if its parts lie on several devices."""
-        found = {devices[path] for path in devices if path.startswith(f"{layer_path}.")}
-        return found.pop() if len(found) == 1 else None
 
     def find_devices(self, *, budget_bytes: int, num_gpus: int) -> dict[str, int]:
         """Return the GPU of each module that the map names.
@@ -192,10 +194,14 @@ class DeviceMaps:
         is_plain = self._quantization is Quantization.NONE
         quantizer: Any = None if is_plain else _BitsAndBytesQuantizer()
         with _without_warnings():
-            device_map: dict[str, Any] = _get_device_map(
-                self._skeleton, "auto", max_memory, quantizer
-            )
+            device_map: dict[str, Any] = _get_device_map(self._model, "auto", max_memory, quantizer)
         return device_map
+
+
+def _find_device(paths: Iterable[str], devices: Mapping[str, Any]) -> Any:
+    """Return where the tensors at some paths lie; None if they lie on several devices."""
+    found = {devices[path] for path in paths}
+    return found.pop() if len(found) == 1 else None
 
 
 class _BitsAndBytesQuantizer:

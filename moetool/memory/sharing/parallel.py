@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from transformers import PreTrainedModel
 
 from moetool.anatomy.config_fields import find_num_heads, read_count
+from moetool.anatomy.routing.walk import join_path, walk_parameters
 from moetool.checkpoint.stated.quantization import find_stated
 from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.sharing.shards import UnknownStyle, find_shard, split_evenly
@@ -39,7 +44,7 @@ def share_by_tensor_parallel(skeleton: PreTrainedModel, *, num_gpus: int) -> Ran
         skeleton: The model on the meta device, in the dtypes it is loaded in.
         num_gpus: The number of GPUs.
     """
-    return _share(skeleton, TENSOR_PARALLEL, num_gpus=num_gpus)
+    return ParallelShares(skeleton).share(TENSOR_PARALLEL, num_gpus=num_gpus)
 
 
 def share_by_expert_parallel(skeleton: PreTrainedModel, *, num_gpus: int) -> RankBytes:
@@ -52,65 +57,134 @@ def share_by_expert_parallel(skeleton: PreTrainedModel, *, num_gpus: int) -> Ran
         skeleton: The model on the meta device, in the dtypes it is loaded in.
         num_gpus: The number of GPUs.
     """
-    return _share(skeleton, EXPERT_PARALLEL, num_gpus=num_gpus)
+    return ParallelShares(skeleton).share(EXPERT_PARALLEL, num_gpus=num_gpus)
 
 
-def _share(skeleton: PreTrainedModel, strategy: str, *, num_gpus: int) -> RankBytes:
-    try:
-        plan = _read_plan(skeleton, strategy)
-        _refuse_cut_heads(skeleton, plan, num_gpus=num_gpus)
-        shares = [
-            _share_parameter(parameter, path, plan.get(path), num_gpus=num_gpus)
-            for path, parameter in _list_untied(skeleton)
-        ]
-    except _CantShare as error:
-        return RankBytes(way=strategy, num_gpus=num_gpus, weights_bytes=(), reason=str(error))
-    replicated = sum(buffer.nbytes for buffer in skeleton.buffers())
-    replicated += sum(share[0] for share in shares if len(share) == 1)
-    cut = [share for share in shares if len(share) > 1]
-    return RankBytes(
-        way=strategy,
-        num_gpus=num_gpus,
-        weights_bytes=tuple(
-            replicated + sum(share[rank] for share in cut) for rank in range(num_gpus)
-        ),
-        replicated_bytes=replicated,
-    )
+@dataclass(frozen=True)
+class _Parameter:
+    """All that decides how a plan shares a parameter.
+
+    Attributes:
+        name: Its name in its module.
+        style: Its style in the plan; None without one.
+        path: Its path, for messages.
+    """
+
+    name: str
+    style: str | None
+    shape: torch.Size
+    num_bytes: int
+    path: str = field(compare=False)
 
 
-def _read_plan(skeleton: PreTrainedModel, strategy: str) -> dict[str, str]:
-    """Return the style of each parameter and module in the plan, by path."""
-    name = type(skeleton).__name__
-    if any(not p.is_floating_point() for p in skeleton.parameters()):
-        if find_stated(skeleton.config):
-            raise _CantShare(
-                "it is unknown how transformers shares weights that are published packed"
-            )
-        raise _CantShare(
-            "transformers' forward fails if weights quantized by bitsandbytes are shared"
+@dataclass(frozen=True)
+class _Plan:
+    """A sharing plan of one model.
+
+    Attributes:
+        parameters: How many parameters are shared in the same way, with the first of them.
+        heads: Each number of heads that the plan shares, and their kind; None where there are none.
+    """
+
+    parameters: Mapping[_Parameter, int]
+    heads: tuple[tuple[int | None, str], ...]
+
+
+class ParallelShares:
+    """Weights of one model on each of any number of GPUs, under transformers' plans.
+
+    Args:
+        skeleton: The model on the meta device, in the dtypes it is loaded in.
+    """
+
+    def __init__(self, skeleton: PreTrainedModel) -> None:
+        self._skeleton = skeleton
+        self._parameters = dict(_list_untied(skeleton))
+
+    def share(self, strategy: str, *, num_gpus: int) -> RankBytes:
+        """Return the weights on each GPU, or the reason why the strategy can't be used.
+
+        Args:
+            strategy: `TENSOR_PARALLEL` or `EXPERT_PARALLEL`.
+            num_gpus: The number of GPUs.
+        """
+        try:
+            plan = self._by_tensor if strategy == TENSOR_PARALLEL else self._by_expert
+            _refuse_cut_heads(plan.heads, num_gpus=num_gpus)
+            shares = [
+                (_share_parameter(each, num_gpus=num_gpus), number)
+                for each, number in plan.parameters.items()
+            ]
+        except _CantShare as error:
+            return RankBytes(way=strategy, num_gpus=num_gpus, weights_bytes=(), reason=str(error))
+        replicated = sum(buffer.nbytes for buffer in self._skeleton.buffers())
+        replicated += sum(share[0] * number for share, number in shares if len(share) == 1)
+        cut = [(share, number) for share, number in shares if len(share) > 1]
+        return RankBytes(
+            way=strategy,
+            num_gpus=num_gpus,
+            weights_bytes=tuple(
+                replicated + sum(share[rank] * number for share, number in cut)
+                for rank in range(num_gpus)
+            ),
+            replicated_bytes=replicated,
         )
-    tensor_plan = read_tensor_plan(skeleton)
-    if not tensor_plan:
-        raise _CantShare(f"{name} has no tensor-parallel plan")
-    if strategy == TENSOR_PARALLEL:
-        return tensor_plan
-    expert_plan = read_expert_plan(skeleton)
-    if not expert_plan:
-        raise _CantShare(f"{name} has no expert-parallel plan")
-    kept = {
-        path: style
-        for path, style in tensor_plan.items()
-        if not any(path == taken or path.startswith(f"{taken}.") for taken in expert_plan)
-    }
-    return {**kept, **expert_plan}
+
+    @cached_property
+    def _by_tensor(self) -> _Plan:
+        return self._count(self._tensor_plan)
+
+    @cached_property
+    def _by_expert(self) -> _Plan:
+        return self._count(self._expert_plan)
+
+    def _count(self, styles: Mapping[str, str]) -> _Plan:
+        """Count the parameters and heads that a plan shares in the same way."""
+        parameters = Counter(
+            _Parameter(
+                path.rpartition(".")[2], styles.get(path), parameter.shape, parameter.nbytes, path
+            )
+            for path, parameter in self._parameters.items()
+        )
+        heads = [
+            _count_heads(self._skeleton, path)
+            for path, style in styles.items()
+            if style == "colwise"
+        ]
+        return _Plan(parameters, tuple(dict.fromkeys(heads)))
+
+    @cached_property
+    def _tensor_plan(self) -> Mapping[str, str]:
+        """The style of each parameter and module in the tensor-parallel plan, by path."""
+        if any(not p.is_floating_point() for p in self._parameters.values()):
+            if find_stated(self._skeleton.config):
+                raise _CantShare(
+                    "it is unknown how transformers shares weights that are published packed"
+                )
+            raise _CantShare(
+                "transformers' forward fails if weights quantized by bitsandbytes are shared"
+            )
+        plan = read_tensor_plan(self._skeleton)
+        if not plan:
+            raise _CantShare(f"{type(self._skeleton).__name__} has no tensor-parallel plan")
+        return plan
+
+    @cached_property
+    def _expert_plan(self) -> Mapping[str, str]:
+        """The same in the expert-parallel plan, which replaces a part of the tensor-parallel one."""
+        kept = dict(self._tensor_plan)
+        plan = read_expert_plan(self._skeleton)
+        if not plan:
+            raise _CantShare(f"{type(self._skeleton).__name__} has no expert-parallel plan")
+        for path in self._tensor_plan:
+            if any(holder in plan for holder in accumulate(path.split("."), join_path)):
+                del kept[path]
+        return {**kept, **plan}
 
 
-def _refuse_cut_heads(skeleton: PreTrainedModel, plan: Mapping[str, str], *, num_gpus: int) -> None:
+def _refuse_cut_heads(heads: Iterable[tuple[int | None, str]], *, num_gpus: int) -> None:
     """Raise if a GPU would hold part of a head."""
-    for path, style in plan.items():
-        if style != "colwise":
-            continue
-        num_heads, kind = _count_heads(skeleton, path)
+    for num_heads, kind in heads:
         if num_heads is not None and num_heads % num_gpus:
             raise _CantShare(f"{num_heads} {kind} heads can't be shared evenly by {num_gpus} GPUs")
 
@@ -132,22 +206,22 @@ def _count_heads(skeleton: PreTrainedModel, path: str) -> tuple[int | None, str]
     return None, ""
 
 
-def _share_parameter(
-    parameter: torch.nn.Parameter, path: str, style: str | None, *, num_gpus: int
-) -> list[int]:
+def _share_parameter(parameter: _Parameter, *, num_gpus: int) -> list[int]:
     """Return the bytes on each GPU; a single number if each holds the whole parameter."""
-    if style is None or not parameter.numel():
-        return [parameter.nbytes]
+    if parameter.style is None or not parameter.num_bytes:
+        return [parameter.num_bytes]
     try:
-        shard = find_shard(style, path=path, num_dims=parameter.dim())
+        shard = find_shard(parameter.style, name=parameter.name, num_dims=len(parameter.shape))
     except UnknownStyle as error:
-        raise _CantShare(f"it is unknown how the style '{style}' shares {path}") from error
+        raise _CantShare(
+            f"it is unknown how the style '{parameter.style}' shares {parameter.path}"
+        ) from error
     if shard is None:
-        return [parameter.nbytes]
+        return [parameter.num_bytes]
     size = parameter.shape[shard.dim]
     if shard.is_even and size % num_gpus:
         raise _CantShare(f"{size} experts can't be shared evenly by {num_gpus} GPUs")
-    bytes_per_index = parameter.nbytes // size
+    bytes_per_index = parameter.num_bytes // size
     return [
         num * bytes_per_index
         for num in split_evenly(size, num_gpus=num_gpus, num_packed=shard.num_packed)
@@ -158,7 +232,7 @@ def _list_untied(skeleton: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Para
     """Yield each parameter once, by the path that transformers loads it under."""
     tied = getattr(skeleton, "all_tied_weights_keys", None) or {}
     seen: set[int] = set()
-    for path, parameter in skeleton.named_parameters(remove_duplicate=False):
+    for path, parameter in walk_parameters(skeleton, is_each_once=False):
         if path not in tied and id(parameter) not in seen:
             seen.add(id(parameter))
             yield path, parameter

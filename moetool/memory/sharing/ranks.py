@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.sharing.device_maps import share_by_device_map
-from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
+from moetool.memory.sharing.parallel import EXPERT_PARALLEL, TENSOR_PARALLEL, ParallelShares
 from moetool.quantizing.kinds import Quantization
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 
 _NUMS_RANKS = (2, 4, 8)
 
 
 def list_ranks(
-    held: PreTrainedModel,
+    held: RoutedSkeleton,
     *,
     gpu_memory_bytes: int,
     num_gpus: int | None,
@@ -40,9 +40,10 @@ def list_ranks(
         reserve_bytes=reserve_bytes,
         quantization=quantization,
     )
+    shares = ParallelShares(held.model)
     shared = (
-        share(held, num_gpus=number)
-        for share in (share_by_tensor_parallel, share_by_expert_parallel)
+        shares.share(way, num_gpus=number)
+        for way in (TENSOR_PARALLEL, EXPERT_PARALLEL)
         for number in _NUMS_RANKS
     )
     return (by_map, *shared)

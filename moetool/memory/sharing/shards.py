@@ -42,7 +42,7 @@ class Shard:
     is_even: bool = False
 
 
-def find_shard(style: str, *, path: str, num_dims: int) -> Shard | None:
+def find_shard(style: str, *, name: str, num_dims: int) -> Shard | None:
     """Return the cut of a parameter under a style; None if every GPU holds all of it.
 
     This follows `transformers.distributed.tensor_parallel` and `expert_parallel`: rows are the
@@ -51,7 +51,7 @@ def find_shard(style: str, *, path: str, num_dims: int) -> Shard | None:
 
     Args:
         style: The parameter's style in the plan.
-        path: The parameter's path in the model.
+        name: The parameter's name in its module.
         num_dims: The number of its dimensions.
 
     Raises:
@@ -61,7 +61,7 @@ def find_shard(style: str, *, path: str, num_dims: int) -> Shard | None:
     if style in _ROWS:
         return Shard(max(num_dims - 2, 0), num_packed=num_packed)
     if style in _COLUMNS:
-        is_kept = num_dims == 1 if style in PACKED_STYLES else path.rpartition(".")[2] == "bias"
+        is_kept = num_dims == 1 if style in PACKED_STYLES else name == "bias"
         return None if is_kept else Shard(num_dims - 1, num_packed=num_packed)
     if style in _EMBEDDING_DIMS:
         return Shard(_EMBEDDING_DIMS[style])

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
+from moetool.anatomy.routing.walk import join_path, walk_modules
+
 
 def read_tensor_plan(skeleton: PreTrainedModel) -> dict[str, str]:
     """Return the styles of the tensor-parallel plan by path; empty without a plan."""
@@ -24,12 +26,17 @@ def _expand(skeleton: PreTrainedModel, plan: Mapping[str, str]) -> dict[str, str
     A parameter without its own rule has that of the module it belongs to.
     """
     styles: dict[str, str] = {}
-    for module_path, module in skeleton.named_modules():
-        rule = plan.get(_as_pattern(module_path))
+    if not plan:
+        return styles
+    for module_path, module in walk_modules(skeleton):
+        pattern = _as_pattern(module_path)
+        rule = plan.get(pattern)
         if rule is not None:
             styles[module_path] = rule
-        for name, _ in module.named_parameters(recurse=False):
-            path = f"{module_path}.{name}" if module_path else name
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            path = join_path(module_path, name)
             own = plan.get(_as_pattern(path), rule)
             if own is not None:
                 styles[path] = own

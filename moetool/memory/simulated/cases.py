@@ -29,7 +29,7 @@ class Case:
         assistant: The model that drafts tokens; None without one.
         seen_before: Earlier runs of the same skeleton; None without any.
         may_expect: Whether the ends of a generation may be those that earlier runs let expect.
-        is_only_begun: Whether the first of these ends is enough.
+        is_only_begun: Whether the prompt is enough of these ends.
     """
 
     skeleton: PreTrainedModel

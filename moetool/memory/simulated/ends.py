@@ -15,11 +15,14 @@ from moetool.simulation.memory.memory_replay import (
     replay_timeline,
 )
 from moetool.simulation.memory.memory_run import MemoryRun
+from moetool.simulation.memory.seen_runs import GivenTokens
 from moetool.simulation.memory.timeline import Timeline
 
 
 def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation:
     """Return a simulation of a generation by its first steps and its last ones, which are run here.
+
+    If it is only begun, it is that of its prompt.
 
     The allocator's reserve beyond what is allocated is taken from the first. The last ones come
     after a prompt that holds the tokens written before them: a GPU's memory doesn't limit that
@@ -34,16 +37,19 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
 
     def generate(num_tokens_before: int) -> Timeline:
         nonlocal is_expected
-        expected = _expect(case, num_tokens_before)
+        given = run.count_given(case.scenario.num_prompt_tokens, num_tokens_before)
+        expected = _expect(case, given)
         if expected is not None:
             is_expected = True
             return expected
-        return run.generate(
+        timeline = run.generate(
             num_prompt_tokens=case.scenario.num_prompt_tokens,
             num_tokens_before=num_tokens_before,
             num_new_tokens=num_at_ends,
             num_tokens_after=num_new_tokens - num_tokens_before - num_at_ends,
+            num_calls=1 if case.is_only_begun else None,
         )
+        return replace(timeline, calls=timeline.calls[:1]) if case.is_only_begun else timeline
 
     start, *others = map(generate, befores)
     work = max(measure_work(case.skeleton, timeline) for timeline in (start, *others))
@@ -51,12 +57,12 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
     return Simulation(replay, work=work, is_expected=is_expected)
 
 
-def _expect(case: Case, num_tokens_before: int) -> Timeline | None:
+def _expect(case: Case, given: GivenTokens) -> Timeline | None:
     """Return one end of a generation as earlier runs let it expect; None if it has to run."""
     seen = case.seen
     if seen is None or not case.may_expect:
         return None
-    return seen.expect(case.options.batch_size, case.scenario.num_prompt_tokens + num_tokens_before)
+    return seen.expect(case.options.batch_size, given)
 
 
 def replay_ends(

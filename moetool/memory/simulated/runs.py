@@ -101,7 +101,7 @@ def run_scenario(
         assistant: The model that drafts tokens, on the meta device; None if the scenario has none.
         seen_before: Earlier runs of the same skeleton, to which this one is added; None without any.
         may_expect: Whether a brief run may be what earlier ones let expect, without running.
-        is_only_begun: Whether a brief run ends after its first steps.
+        is_only_begun: Whether the prompt is enough of a brief run.
         on_step: Receives a few words on each pass through the model and each layer in it.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.errors import InputError
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.simulation.memory.timeline import Timeline
@@ -43,7 +44,7 @@ def refuse_work(run: SimulatedRun, *, num_passes: int, most_work: int) -> None:
 
 def count_modules(skeleton: PreTrainedModel) -> int:
     """Return the number of modules of a model."""
-    return sum(1 for _ in skeleton.modules())
+    return sum(1 for _ in walk_modules(skeleton))
 
 
 def measure_work(skeleton: PreTrainedModel, timeline: Timeline) -> int:

@@ -17,6 +17,7 @@ from moetool.memory.speed.experts_touched import (
 )
 from moetool.memory.speed.step_weights import (
     Arithmetic,
+    ParameterRoles,
     ProductFlops,
     ReadBytes,
     count_product_flops,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from moetool.anatomy.routing.moe_layers import MoeLayer
+    from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
     from moetool.catalogue.gpus import Gpu
 
 _COMPUTE, _MEMORY = "compute", "memory"
@@ -68,7 +70,7 @@ def bound_speed(
     cache_bytes: int,
     choices: Mapping[MoeLayer, int] | None,
     routing: Routing | None = None,
-    unquantized: PreTrainedModel | None = None,
+    unquantized: RoutedSkeleton,
 ) -> SpeedBound:
     """Return lower bounds on the time of a batch's prefill, and of one of its decoding steps.
 
@@ -96,17 +98,18 @@ def bound_speed(
         cache_bytes: The filled part of the cache, for the whole batch, when a step begins.
         choices: The number of experts a token chooses in each routed layer; None if unknown.
         routing: The experts that tokens choose; None for uniform routing.
-        unquantized: The same model with plain weights; None if the skeleton's are plain.
+        unquantized: The same model with plain weights; the skeleton itself if its weights are plain.
     """
-    plain = skeleton if unquantized is None else unquantized
+    plain = unquantized.model
     if _has_two_stacks(plain) or choices is None:
         return SpeedBound(
             routing=routing.name if routing else UNIFORM,
             notes=(_UNKNOWN_CHOICES if choices is None else _NOT_ONE_BY_ONE,),
         )
     routing = routing or assume_uniform_routing(choices)
-    reads = count_read_bytes(skeleton, plain, choices)
-    flops = count_product_flops(skeleton, plain, choices)
+    roles = ParameterRoles(unquantized, choices)
+    reads = count_read_bytes(skeleton, roles)
+    flops = count_product_flops(skeleton, roles, choices)
     bound = _bound_prefill(scenario, gpu, reads=reads, flops=flops, routing=routing)
     if not _decodes(plain, scenario):
         return bound

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
@@ -72,7 +71,7 @@ class Routing:
         )
 
 
-def find_choices(skeleton: PreTrainedModel) -> Mapping[MoeLayer, int] | None:
+def find_choices(skeleton: RoutedSkeleton) -> Mapping[MoeLayer, int] | None:
     """Return the routed layers that text tokens run, and the number of experts per token in each.
 
     None if that is unknown for any of them; empty for a dense model.
@@ -80,12 +79,11 @@ def find_choices(skeleton: PreTrainedModel) -> Mapping[MoeLayer, int] | None:
     Args:
         skeleton: The model on the meta device, its weights not quantized.
     """
-    routed = RoutedSkeleton.of(skeleton)
-    if not routed.experts.are_all_read:
+    if not skeleton.experts.are_all_read:
         return None
     choices: dict[MoeLayer, int] = {}
-    for layer in routed.text_layers:
-        top_k = routed.top_k[layer]
+    for layer in skeleton.text_layers:
+        top_k = skeleton.top_k[layer]
         if top_k is None:
             return None
         choices[layer] = top_k

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from moetool.anatomy.components import TOWERS, Component
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
-from moetool.anatomy.skeleton.active_experts import is_run_by_text, list_expert_parameters
+from moetool.anatomy.routing.walk import walk_modules, walk_parameters
+from moetool.anatomy.skeleton.active_experts import is_run_by_text
 from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 
 _FP8_DTYPES = (
@@ -90,28 +91,23 @@ class ProductFlops:
         }
 
 
-def count_read_bytes(
-    skeleton: PreTrainedModel, unquantized: PreTrainedModel, layers: Iterable[MoeLayer]
-) -> ReadBytes:
+def count_read_bytes(skeleton: PreTrainedModel, roles: ParameterRoles) -> ReadBytes:
     """Return the bytes that a forward of text reads of a model's weights, as the skeleton holds them.
 
     Parameters count, and so do the buffers of modules with packed weights, which are their scales.
 
     Args:
         skeleton: The model on the meta device.
-        unquantized: The same model with plain weights; the skeleton itself if its weights are plain.
-        layers: The routed layers that text runs.
+        roles: Those of the parameters of the same model with plain weights.
     """
-    places = _Places(unquantized, layers)
-    plain = dict(unquantized.named_parameters(remove_duplicate=False))
     shared = 0
-    per_expert = dict.fromkeys((layer.experts_path for layer in places.layers), 0.0)
+    per_expert = dict.fromkeys((layer.experts_path for layer in roles.layers), 0.0)
     for path, tensor in _iter_weights(skeleton):
         num_bytes = tensor.numel() * tensor.element_size()
-        layer = places.find_experts(path)
+        layer = roles.find_experts(path)
         if layer is None:
-            shared += num_bytes if places.is_run_whole(path) else 0
-        elif path in plain and _is_common_to_experts(plain[path], layer):
+            shared += num_bytes if roles.is_run_whole(path) else 0
+        elif path in roles.plain and _is_common_to_experts(roles.plain[path], layer):
             shared += num_bytes
         else:
             per_expert[layer.experts_path] += num_bytes / _count_parts(tensor, layer)
@@ -119,7 +115,7 @@ def count_read_bytes(
 
 
 def count_product_flops(
-    skeleton: PreTrainedModel, unquantized: PreTrainedModel, choices: Mapping[MoeLayer, int]
+    skeleton: PreTrainedModel, roles: ParameterRoles, choices: Mapping[MoeLayer, int]
 ) -> ProductFlops:
     """Return the FLOPs of the products of a token with a model's weights.
 
@@ -128,54 +124,65 @@ def count_product_flops(
 
     Args:
         skeleton: The model on the meta device, whose dtypes say how products are computed.
-        unquantized: The same model with plain weights, because packed ones have no shape; the
-            skeleton itself if its weights are plain.
+        roles: Those of the parameters of the same model with plain weights, because packed ones have
+            no shape.
         choices: The number of experts a token chooses in each routed layer that text runs.
     """
-    places = _Places(unquantized, choices)
     stored = dict(skeleton.named_parameters(remove_duplicate=False))
     is_int8 = any(tensor.dtype is torch.int8 for tensor in stored.values())
     in_layers: Counter[Arithmetic] = Counter()
     in_head: Counter[Arithmetic] = Counter()
-    for path, parameter in unquantized.named_parameters():
+    for path, parameter in roles.list_each_once().items():
         kind = _find_arithmetic(stored.get(path), is_int8=is_int8)
-        layer = places.find_experts(path)
+        layer = roles.find_experts(path)
         if layer is not None:
             fewest = max(choices[layer] - layer.num_identity_experts, 0)
             in_layers[kind] += 2 * fewest * _count_multiplied_per_expert(parameter, layer)
-        elif places.is_run_whole(path) and _is_multiplied(path, parameter):
-            (in_head if places.is_head(path) else in_layers)[kind] += 2 * parameter.numel()
+        elif roles.is_run_whole(path) and _is_multiplied(path, parameter):
+            (in_head if roles.is_head(path) else in_layers)[kind] += 2 * parameter.numel()
     return ProductFlops(layers=in_layers, head=in_head)
 
 
-class _Places:
+class ParameterRoles:
     """The role of every parameter: whether text runs it, and which experts it belongs to.
 
     Args:
         model: The model with plain weights.
         layers: The routed layers that text runs.
+
+    Attributes:
+        layers: Those layers.
+        plain: The model's parameters by path, also by further paths of the same one.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: Iterable[MoeLayer]) -> None:
-        routed = RoutedSkeleton.of(model)
+    def __init__(self, model: RoutedSkeleton, layers: Iterable[MoeLayer]) -> None:
         self.layers = tuple(layers)
-        self._placement = routed.placement
+        self.plain = dict(walk_parameters(model.model, is_each_once=False))
+        self._placement = model.placement
         self._layer_of_module = {
             path.rpartition(".")[0]: layer
             for layer in self.layers
-            for path in list_expert_parameters(model, layer)
+            for path in model.expert_parameters[layer]
         }
         self._unread = tuple(
-            f"{layer.block_path}." for layer in routed.layers if not is_run_by_text(layer)
+            f"{layer.block_path}." for layer in model.layers if not is_run_by_text(layer)
         )
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head = model.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         head_weight = getattr(head, "weight", None)
-        names = dict(model.named_parameters(remove_duplicate=False))
-        self._heads = {name for name, tensor in names.items() if tensor is head_weight}
-        self._tables = {
-            path for path, module in model.named_modules() if isinstance(module, nn.Embedding)
+        self._heads = {path for path, tensor in self.plain.items() if tensor is head_weight}
+        modules = dict(walk_modules(model.model))
+        self._tables = {path for path, each in modules.items() if isinstance(each, nn.Embedding)}
+        self._modules = modules.keys()
+        self._components: dict[str, Component] = {}
+
+    def list_each_once(self) -> Mapping[str, nn.Parameter]:
+        """Return each of the model's parameters by the first of its paths."""
+        seen: set[int] = set()
+        return {
+            path: parameter
+            for path, parameter in self.plain.items()
+            if not (id(parameter) in seen or seen.add(id(parameter)))
         }
-        self._modules = {path for path, _ in model.named_modules()}
 
     def find_experts(self, path: str) -> MoeLayer | None:
         """Return the layer whose routed experts a parameter belongs to; None if it isn't an expert's."""
@@ -204,12 +211,15 @@ class _Places:
         while holder not in self._modules:
             holder = holder.rpartition(".")[0]
             path = f"{holder}.weight"
-        return self._placement.place(path).component
+        # Asked of each parameter twice, for its bytes and for its products.
+        if path not in self._components:
+            self._components[path] = self._placement.place(path).component
+        return self._components[path]
 
 
 def _iter_weights(skeleton: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from skeleton.named_parameters()
-    for path, module in skeleton.named_modules():
+    yield from walk_parameters(skeleton)
+    for path, module in walk_modules(skeleton):
         if any(_is_packed(p) for p in module.parameters(recurse=False)):
             for name, buffer in module.named_buffers(recurse=False):
                 yield f"{path}.{name}", buffer

@@ -87,7 +87,7 @@ def estimate_on_tpu(loader: ModelLoader, scenario: Scenario, tpu: Gpu) -> Estima
     )
     speed = None
     if model.held is not None and weights_bytes is not None:
-        plain = loader.load_plain(scenario).skeleton
+        plain = loader.load_plain(scenario).routed
         bound = bound_speed(
             model.held,
             scenario,

@@ -45,7 +45,7 @@ class LoopObserver(Protocol):
     def find_block(self, tensor: torch.Tensor) -> int | None:
         """Return the block that a tensor is in; None for those not followed."""
 
-    def allow_blocks(self, num_more: int) -> None:
+    def allow_blocks(self, num_further: int) -> None:
         """Raise an error if a layer may not make that number of further blocks."""
 
     def leave_out(self, loop: Loop) -> None:
@@ -61,7 +61,7 @@ class LoopObserver(Protocol):
 class ShortenedLoops:
     """Lets loops over `range` in a model's code run a few of their iterations.
 
-        with ShortenedLoops(model, observer, known, is_active=lambda: True):
+        with ShortenedLoops(model, observer, known, lambda: True):
             model(input_ids)
 
     A layer that goes through a prompt in chunks does the same to each of them. Two things make sure
@@ -91,7 +91,6 @@ class ShortenedLoops:
         model: nn.Module,
         observer: LoopObserver,
         known: KnownValues,
-        *,
         is_active: Callable[[], bool],
     ) -> None:
         self._model = model
@@ -192,7 +191,7 @@ class ShortenedLoops:
 
     def _is_own(self, value: object, loop: Loop) -> bool:
         """Return whether a value is a tensor of unknown values in memory of the last iteration."""
-        if not isinstance(value, torch.Tensor) or self._known.is_known(value):
+        if not isinstance(value, torch.Tensor) or self._known.count_known([value]):
             return False
         block = self._observer.find_block(value)
         return block is not None and block >= loop.first_block

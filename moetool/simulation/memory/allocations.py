@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from operator import itemgetter
 from typing import Any, Self
 
 import torch
 from torch import nn
 
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.caches.offloaded import SideStream
 from moetool.simulation.loops.loop import Loop
 from moetool.simulation.loops.shortened_loops import IterationMark
@@ -21,12 +23,18 @@ from moetool.simulation.memory.cuda_kernels import (
 )
 from moetool.simulation.memory.layer_events import LayerEvents, LayerMark, Taking, Workspace
 from moetool.simulation.memory.operations.births import Births
+from moetool.simulation.memory.operations.ledger import Ledger
+from moetool.simulation.memory.operations.outcomes import OperationOutcome
 from moetool.simulation.memory.operations.places import Places
+from moetool.simulation.memory.operations.repeats import OperationRepeats
+from moetool.simulation.memory.operations.workspaces import Workspaces
 from moetool.simulation.memory.timeline import Event, Origins
 from moetool.simulation.meta.dispatch import find_local, find_tensors
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.repeated_layers import LayerVisit
 
+_NO_TEMPORARIES = Temporaries()
+_USUAL_TEMPORARIES = find_temporaries
 FindTemporaries = Callable[[Any, Sequence[Any], dict[str, Any]], Temporaries | None]
 
 
@@ -70,65 +78,63 @@ class AllocationRecorder:
         find_temporaries: FindTemporaries = find_temporaries,
         stream: SideStream | None = None,
     ) -> None:
-        self.events: list[Event] = []
         self.loops: list[Loop] = []
-        self._workspaces: dict[Workspace, int] = {}
-        self._workspace_bytes = {
-            Workspace.CUBLAS: workspace_bytes,
-            Workspace.CUBLAS_LT: lt_workspace_bytes,
-        }
-        # The first product since the layer began that needs each of them.
-        self._needed: dict[Workspace, Taking] = {}
+        self._ledger = Ledger()
+        self._workspaces = Workspaces(
+            self._ledger,
+            {Workspace.CUBLAS: workspace_bytes, Workspace.CUBLAS_LT: lt_workspace_bytes},
+        )
         self._max_blocks = max_blocks_of_layer
         self._num_blocks_before_layer = 0
         self._device = device
         self._find_temporaries = find_temporaries
+        self._may_repeat = device == "meta" and find_temporaries is _USUAL_TEMPORARIES
         self._model = model
         self._places = Places(model, origins, stream)
-        self._num_blocks = 0
-        # The block of each storage by address, and a weak reference that notices its death. For
-        # parameters and buffers: -1, and the storage itself, which keeps it alive.
-        self._followed: dict[int, tuple[int, object]] = {}
-        self._holders: dict[int, int] = {}
-        self._bytes_of: dict[int, int] = {}
-        self._deaths_put_off: set[int] | None = None
+        self._repeats = OperationRepeats(self._ledger, self._places, self._workspaces)
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
-        for tensor in (*self._model.parameters(), *self._model.buffers()):
-            storage = find_local(tensor).untyped_storage()
-            # Kept alive: if a layer replaced it, a storage made later could have its address.
-            self._followed[storage._cdata] = (-1, storage)
+        for _, module in walk_modules(self._model):
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    self._ledger.leave_out(find_local(tensor))
         self._exit.enter_context(self._places)
-        self._exit.enter_context(Births(self))
+        repeats = self._repeats if self._may_repeat else None
+        self._exit.enter_context(Births(self, repeats))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
     @property
+    def events(self) -> list[Event]:
+        """Births and deaths so far, in order."""
+        return self._ledger.events
+
+    @property
     def workspace_block(self) -> int | None:
         """The block that matrix products keep; None before the first."""
-        return self._workspaces.get(Workspace.CUBLAS)
+        return self._workspaces.taken.get(Workspace.CUBLAS)
 
     @property
     def lt_workspace_block(self) -> int | None:
         """The block that products with a bias keep; None before the first."""
-        return self._workspaces.get(Workspace.CUBLAS_LT)
+        return self._workspaces.taken.get(Workspace.CUBLAS_LT)
 
     def switch_handle(self, kept: dict[Workspace, int]) -> dict[Workspace, int]:
         """Let products use a handle of cuBLAS that kept these, and return those of the one before."""
-        kept, self._workspaces = self._workspaces, dict(kept)
+        workspaces = self._workspaces
+        kept, workspaces.taken = workspaces.taken, dict(kept)
         return kept
 
     def find_block(self, tensor: torch.Tensor) -> int | None:
         """Return the block that a tensor is in; None for parameters and tensors not followed."""
-        found = self._followed.get(tensor.untyped_storage()._cdata)
-        return None if found is None or found[0] < 0 else found[0]
+        return self._ledger.find_block(tensor)
 
     def count_bytes(self, block: int) -> int:
         """Return the size of a live block."""
-        return self._bytes_of[block]
+        return self._ledger.count_bytes(block)
 
     def describe(self, visit: LayerVisit) -> Hashable:
         """Return which of the visit's tensors share memory."""
@@ -141,10 +147,11 @@ class AllocationRecorder:
     def begin_layer(self, visit: LayerVisit) -> LayerMark:
         """Return a mark of the beginning of a layer."""
         self._places.layer = visit.path
-        self._num_blocks_before_layer = self._num_blocks
-        self._needed = {}
+        self._num_blocks_before_layer = self._ledger.num_blocks
+        self._workspaces.needed = {}
+        num_blocks = self._num_blocks_before_layer
         positions = self._find_positions(visit)
-        return LayerMark(len(self.events), self._num_blocks, len(self.loops), positions)
+        return LayerMark(len(self.events), num_blocks, len(self.loops), positions)
 
     def end_layer(self, mark: LayerMark, left: Sequence[torch.Tensor]) -> LayerEvents | None:
         """Return the events since a mark.
@@ -154,7 +161,7 @@ class AllocationRecorder:
         """
         self._places.layer = ""
         names = {block: -1 - position for block, position in mark.positions.items()}
-        alive, workspaces = set[int](), set(self._workspaces.values())
+        alive, workspaces = set[int](), set(self._workspaces.taken.values())
         events: list[Event] = []
         # For each number of events since the mark, the number of those kept for other layers.
         num_own: list[int] = []
@@ -174,7 +181,7 @@ class AllocationRecorder:
             return None
         return LayerEvents(
             events=tuple(events),
-            num_made=self._num_blocks - mark.num_blocks,
+            num_made=self._ledger.num_blocks - mark.num_blocks,
             left=tuple(None if block is None else names[block] for block in blocks),
             workspaces={
                 kind: Taking(
@@ -182,7 +189,7 @@ class AllocationRecorder:
                     taking.origin,
                     None if taking.block is None else taking.block - mark.num_blocks,
                 )
-                for kind, taking in self._needed.items()
+                for kind, taking in self._workspaces.needed.items()
             },
             loops=tuple(
                 loop.moved(num_own[loop.end_event - mark.num_events], -mark.num_blocks)
@@ -199,76 +206,65 @@ class AllocationRecorder:
         layer = visit.path
         # A reference held here would keep a tensor from dying when it should.
         del visit
-        first, self._num_blocks = self._num_blocks, self._num_blocks + done.num_made
-        self._deaths_put_off = set()
+        first = self._ledger.number_blocks(done.num_made)
+        self._ledger.put_off_deaths()
         try:
             yield
         finally:
-            died, self._deaths_put_off = self._deaths_put_off, None
+            died = self._ledger.take_deaths()
         # What the layer found and left in place is now held by another tensor.
         died -= {found[name] for name in done.left if name is not None and name < 0}
-        takings: dict[int, list[Workspace]] = {}
-        for kind, taking in done.workspaces.items():
-            if kind not in self._workspaces:
-                takings.setdefault(taking.num_events, []).append(kind)
-        loops = {loop.end_event: loop for loop in done.loops}
-        for number, (block, num_bytes, origin) in enumerate(done.events):
-            if number in loops:
-                self.loops.append(loops[number].moved(len(self.events), first))
-            for kind in takings.get(number, ()):
-                _, taker, own_block = done.workspaces[kind]
-                taken = None if own_block is None else own_block + first
-                self._take_workspace(kind, self._places.number_in(layer, taker), block=taken)
-            is_own = block >= 0
-            block = block + first if is_own else found[block]
-            if num_bytes >= 0:
-                self._bytes_of[block] = num_bytes
-                origin = self._places.number_in(layer, origin)
-            elif not is_own:
-                # It lives on if something else holds it here.
-                if block not in died:
-                    continue
-                died.discard(block)
-            self.events.append(Event(block, num_bytes, origin))
-        for block in sorted(died):
-            self.events.append(Event(block, -1, 0))
+        freed = {found[name] for name in done.freed}
+        # It lives on if something else holds it here.
+        living, died = freed - died, died - freed
+        moved = {place: self._places.number_in(layer, place) for place in done.birthplaces}
+        place = partial(done.place, first=first, found=found, moved=moved)
+        start = 0
+        stops: list[tuple[int, Loop | Workspace]] = [
+            *((loop.end_event, loop) for loop in done.loops),
+            *((taking.num_events, kind) for kind, taking in done.workspaces.items()),
+        ]
+        for end, stop in sorted(stops, key=itemgetter(0)):
+            self._ledger.extend(place(start, end), living=living)
+            start = end
+            if isinstance(stop, Loop):
+                self.loops.append(stop.moved(len(self.events), first))
+            elif stop not in self._workspaces.taken:
+                _, taker, own_block = done.workspaces[stop]
+                block = None if own_block is None else own_block + first
+                origin = self._places.number_in(layer, taker)
+                self._workspaces.take(stop, origin, block=block)
+        self._ledger.extend(place(start, len(done.events)), living=living)
+        for made, num_bytes in done.sizes_left.items():
+            self._ledger.note_bytes(made + first, num_bytes)
+        self._ledger.free(sorted(died))
         for number, name in enumerate(done.left):
             if name is not None and number in left:
-                self._follow(left[number], name + first if name >= 0 else found[name])
+                self._ledger.follow(left[number], name + first if name >= 0 else found[name])
 
     def mark_iteration(self) -> IterationMark:
         """Return a mark of the beginning of an iteration of a loop."""
-        rest = (len(self._workspaces), len(self._needed))
-        return IterationMark(len(self.events), self._num_blocks, rest)
+        rest = (len(self._workspaces.taken), len(self._workspaces.needed))
+        return IterationMark(len(self.events), self._ledger.num_blocks, rest)
 
     def leave_out(self, loop: Loop) -> None:
-        """Record iterations that don't run."""
+        """Record iterations that don't run, all of whose blocks die in them or in the next one."""
         self.loops.append(loop)
         self._num_blocks_before_layer -= loop.num_blocks * loop.num_left_out
 
     def write_out(self, loop: Loop) -> None:
         """Record iterations that don't run one by one. What lives now is what the last of them made."""
-        first, num_more = loop.first_block, loop.num_blocks * loop.num_left_out
-        written = self.events[loop.end_event - loop.num_events : loop.end_event]
-        for more in range(loop.num_blocks, num_more + 1, loop.num_blocks):
-            self.events += [event._replace(block=event.block + more) for event in written]
-        born = (event for event in self.events[loop.end_event :] if event.num_bytes >= 0)
-        self._bytes_of |= {block: num_bytes for block, num_bytes, _ in born}
-        self._num_blocks += num_more
-        for address, (block, storage) in list(self._followed.items()):
-            if block >= first:
-                self._followed[address] = (block + num_more, storage)
-        for block in [block for block in self._holders if block >= first]:
-            self._holders[block + num_more] = self._holders.pop(block)
+        self._ledger.write_out(loop)
 
     def follow_like(self, made: torch.Tensor, tensor: torch.Tensor, num_blocks: int) -> None:
         """Follow a tensor in a block that many before another's."""
-        self._follow(made, self._followed[tensor.untyped_storage()._cdata][0] - num_blocks)
+        block = self.find_block(tensor)
+        assert block is not None
+        self._ledger.follow(made, block - num_blocks)
 
-    def allow_blocks(self, num_more: int = 0) -> None:
-        """Raise `TooManyOperations` if a layer would make too many blocks with some more."""
-        num_blocks = self._num_blocks - self._num_blocks_before_layer + num_more
-        if self._places.layer and self._max_blocks is not None and num_blocks > self._max_blocks:
+    def allow_blocks(self, num_further: int) -> None:
+        """Raise `TooManyOperations` if a layer makes too many blocks, with a number of further ones."""
+        if self._makes_too_many(num_further):
             raise TooManyOperations
 
     def see_births(
@@ -278,8 +274,7 @@ class AllocationRecorder:
         new = [
             leaf
             for leaf in find_tensors([result])
-            if leaf.device.type == self._device
-            and leaf.untyped_storage()._cdata not in self._followed
+            if leaf.device.type == self._device and not self._ledger.is_followed(leaf)
         ]
         if not new and not (args and result is args[0]):
             return
@@ -287,60 +282,31 @@ class AllocationRecorder:
         # Operations in place make nothing else.
         if not new and temporaries is None:
             return
-        self.allow_blocks()
+        self.allow_blocks(0)
         origin = self._places.number(operation.__name__)
         if needs_workspace(operation):
-            self._take_workspace(Workspace.CUBLAS, origin)
-        if self._workspace_bytes[Workspace.CUBLAS_LT] and needs_lt_workspace(operation, args):
-            self._take_workspace(Workspace.CUBLAS_LT, origin)
-        temporaries = temporaries or Temporaries()
-        taken = [self._bear(num_bytes, origin) for num_bytes in temporaries.before]
+            self._workspaces.need(Workspace.CUBLAS, operation.__name__, origin)
+        if needs_lt_workspace(operation, args):
+            self._workspaces.need(Workspace.CUBLAS_LT, operation.__name__, origin)
+        temporaries = temporaries or _NO_TEMPORARIES
+        ledger = self._ledger
+        taken = [ledger.bear(num_bytes, origin) for num_bytes in temporaries.before]
         for tensor in new:
-            if tensor.untyped_storage()._cdata not in self._followed:
-                self._follow(tensor, self._bear(tensor.untyped_storage().nbytes(), origin))
-        taken += [self._bear(num_bytes, origin) for num_bytes in temporaries.after]
-        self.events.extend(Event(block, -1, 0) for block in reversed(taken))
+            if not ledger.is_followed(tensor):
+                ledger.follow(tensor, ledger.bear(tensor.untyped_storage().nbytes(), origin))
+        taken += [ledger.bear(num_bytes, origin) for num_bytes in temporaries.after]
+        ledger.free(reversed(taken))
 
-    def _take_workspace(self, kind: Workspace, origin: int, *, block: int | None = None) -> None:
-        """Take the workspace that products keep from now on, unless it has been taken.
+    def can_repeat(self, done: OperationOutcome, given: Sequence[torch.Tensor]) -> bool:
+        """Return whether an operation has the outcome of an earlier one, and is within the limit."""
+        return not self._makes_too_many(done.num_made) and self._repeats.can_repeat(done, given)
 
-        Args:
-            kind: The kind of workspace.
-            origin: The place of the product.
-            block: Its block; None for a new one.
-        """
-        num_events, is_new = len(self.events), kind not in self._workspaces
-        if is_new:
-            self._workspaces[kind] = self._bear(self._workspace_bytes[kind], origin, block=block)
-        taken = self._workspaces[kind] if is_new else None
-        self._needed.setdefault(kind, Taking(num_events, origin, taken))
-
-    def _bear(self, num_bytes: int, origin: int, *, block: int | None = None) -> int:
-        if block is None:
-            block, self._num_blocks = self._num_blocks, self._num_blocks + 1
-        self.events.append(Event(block, num_bytes, origin))
-        self._bytes_of[block] = num_bytes
-        return block
-
-    def _follow(self, tensor: torch.Tensor, block: int) -> None:
-        """Record the death of a block when the storage of its tensor dies, or the last of several."""
-        storage = tensor.untyped_storage()
-        address = storage._cdata
-        self._holders[block] = self._holders.get(block, 0) + 1
-
-        def die(_: object) -> None:
-            # The block may have another number by now.
-            block = self._followed.pop(address)[0]
-            self._holders[block] -= 1
-            if self._holders[block]:
-                return
-            del self._holders[block]
-            if self._deaths_put_off is not None:
-                self._deaths_put_off.add(block)
-            else:
-                self.events.append(Event(block, -1, 0))
-
-        self._followed[address] = (block, weakref.ref(storage, die))
+    def _makes_too_many(self, num_further: int) -> bool:
+        """Return whether a layer makes too many blocks, with a number of further ones."""
+        if self._max_blocks is None or not self._places.layer:
+            return False
+        num_blocks = self._ledger.num_blocks + num_further - self._num_blocks_before_layer
+        return num_blocks > self._max_blocks
 
     def _find_positions(self, visit: LayerVisit) -> dict[int, int]:
         positions: dict[int, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 from moetool.simulation.memory.memory_run import MemoryRun
 from moetool.simulation.memory.steps.decode_steps import (
@@ -119,32 +120,54 @@ class _Sampler:
         return timeline
 
     def cover(self, first: int, last: int) -> bool:
-        """Run steps until all from one number to another can be found; return False if that fails."""
-        ends = self._sample(first), self._sample(last)
-        if ends[0] is None or ends[1] is None:
+        """Run steps until all from one number to another can be found; return False if that fails.
+
+        It fails as soon as the fewest steps that have yet to run are too many.
+        """
+        # The middle before the end: numbers of tokens are often powers of two, at which layers that
+        # collect tokens do something else, and one step that doesn't follow is enough to give up.
+        if any(self._sample(number) is None for number in (first, (first + last) // 2, last)):
             return False
-        if last - first <= 1:
+        stretches = [(first, last)]
+        while stretches:
+            first, last = stretches.pop()
+            if last - first > 1:
+                middle = (first + last) // 2
+                sample = self._sample(middle)
+                if sample is None:
+                    return False
+                expected = self._find_between(first, last, middle)
+                if expected is None or not expected.is_same_as(sample):
+                    stretches += [(middle, last), (first, middle)]
+                    num_needed = sum(self._count_needed(*stretch) for stretch in stretches)
+                    if len(self._samples) + num_needed > self._most_samples:
+                        return False
+                    continue
             self._stretches.append((first, last))
-            return True
-        middle = (first + last) // 2
-        sample = self._sample(middle)
-        share = Fraction(middle - first, last - first)
-        expected = find_step_between(ends[0], ends[1], share=share)
-        if sample is not None and expected is not None and expected.is_same_as(sample):
-            self._stretches.append((first, last))
-            return True
-        return self.cover(first, middle) and self.cover(middle, last)
+        return True
 
     def find(self, number: int) -> Step:
         """Return a step that is covered."""
         first, last = next(ends for ends in self._stretches if ends[0] <= number <= ends[1])
-        start, end = self._samples[first], self._samples[last]
-        assert start is not None
-        assert end is not None
         if number == last:
-            return end
-        step = find_step_between(start, end, share=Fraction(number - first, last - first))
-        return start if step is None else step
+            return self._recall(last)
+        step = self._find_between(first, last, number)
+        return self._recall(first) if step is None else step
+
+    def _find_between(self, first: int, last: int, number: int) -> Step | None:
+        share = Fraction(number - first, last - first)
+        return find_step_between(self._recall(first), self._recall(last), share=share)
+
+    def _count_needed(self, first: int, last: int) -> int:
+        """Return the fewest steps that have to run between two that ran."""
+        is_alike = self._recall(first).form.is_like(self._recall(last).form)
+        return _count_fewest(last - first, is_alike=is_alike)
+
+    def _recall(self, number: int) -> Step:
+        """Return a step that ran."""
+        step = self._samples[number]
+        assert step is not None
+        return step
 
     def _sample(self, number: int) -> Step | None:
         if number not in self._samples:
@@ -152,3 +175,26 @@ class _Sampler:
                 return None
             self.generate_around(number)
         return self._samples[number]
+
+
+@cache
+def _count_fewest(length: int, *, is_alike: bool) -> int:
+    """Return the fewest steps that have to run in a stretch, beyond its ends.
+
+    A stretch is halved until its ends have the same form and the step half-way confirms it, or until
+    they are neighbours.
+
+    Args:
+        length: Steps from the first to the last.
+        is_alike: Whether these two have the same form.
+    """
+    if length <= 1:
+        return 0
+    if is_alike:
+        return 1
+    # One half, at least, has ends of different forms.
+    halves = length // 2, length - length // 2
+    return 1 + min(
+        _count_fewest(one, is_alike=False) + _count_fewest(other, is_alike=True)
+        for one, other in (halves, halves[::-1])
+    )

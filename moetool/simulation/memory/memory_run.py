@@ -22,7 +22,7 @@ from moetool.simulation.loops.shortened_loops import ShortenedLoops
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.cache_tensors import find_cache_blocks, find_cache_tensors
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
-from moetool.simulation.memory.seen_runs import SeenRuns
+from moetool.simulation.memory.seen_runs import GivenTokens, SeenRuns
 from moetool.simulation.memory.timeline import Call, Timeline
 from moetool.simulation.meta.encoders import encoding_inside_model
 from moetool.simulation.meta.generation import StopSimulation, without_data
@@ -133,25 +133,27 @@ class MemoryRun:
         if self._options.cache.made_by_generate is not None:
             options["cache_implementation"] = self._options.cache.made_by_generate
         generate: Any = self._skeleton.generate
-        if not self._skeleton.config.is_encoder_decoder:
-            num_prompt_tokens += num_tokens_before
-            timeline = self._record(
-                generate,
-                num_prompt_tokens,
-                options,
-                num_calls=num_calls,
-                num_residual=num_residual,
-            )
-            self._seen.keep(timeline, self._options.batch_size, num_prompt_tokens)
-            return timeline
-        options["decoder_start_token_id"] = self._token_id
-        num_decoder_tokens = 1 + num_tokens_before if num_tokens_before else 0
-        return self._record(
+        given = self.count_given(num_prompt_tokens, num_tokens_before)
+        is_encoder_decoder = self._skeleton.config.is_encoder_decoder
+        if is_encoder_decoder:
+            options["decoder_start_token_id"] = self._token_id
+        timeline = self._record(
             generate,
-            num_prompt_tokens,
+            given.num_prompt_tokens,
             options,
-            num_decoder_tokens=num_decoder_tokens,
+            num_decoder_tokens=given.num_decoder_tokens,
             num_calls=num_calls,
+            num_residual=0 if is_encoder_decoder else num_residual,
+        )
+        self._seen.keep(timeline, self._options.batch_size, given)
+        return timeline
+
+    def count_given(self, num_prompt_tokens: int, num_tokens_before: int) -> GivenTokens:
+        """Return the tokens that the first call reads, as the arguments of `generate` say."""
+        return GivenTokens.after(
+            num_prompt_tokens,
+            num_tokens_before,
+            is_encoder_decoder=self._skeleton.config.is_encoder_decoder,
         )
 
     def forward(self, *, num_prompt_tokens: int) -> Timeline:
@@ -240,9 +242,8 @@ class MemoryRun:
                     )
                 )
                 if self._assistant is None:
-                    stack.enter_context(
-                        ShortenedLoops(skeleton, recorder, known, is_active=lambda: not calls)
-                    )
+                    loops = ShortenedLoops(skeleton, recorder, known, lambda: not calls)
+                    stack.enter_context(loops)
             stack.enter_context(recorder)
             draft = stack.enter_context(
                 drafting(self._assistant, recorder, known, on_call=self._begin_pass)

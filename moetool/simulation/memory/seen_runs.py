@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from moetool.simulation.memory.expected_sizes import expect_sizes, expect_sort_sizes
+from moetool.simulation.memory.expected_sizes import SeenSizes
 from moetool.simulation.memory.steps.event_table import EventTable, Numbers
 from moetool.simulation.memory.timeline import Origins, Timeline
 from moetool.simulation.repeated.layer_outcomes import LayerOutcomes
@@ -24,6 +24,28 @@ _FEWEST_BATCHES = 2
 _FEWEST_PROMPTS = 3
 
 
+class GivenTokens(NamedTuple):
+    """The tokens of each sequence that a generation begins with.
+
+    Attributes:
+        num_prompt_tokens: Those of the prompt.
+        num_decoder_tokens: In an encoder-decoder, those that the decoder is given with it; 0 if it
+            begins by itself.
+    """
+
+    num_prompt_tokens: int
+    num_decoder_tokens: int = 0
+
+    @classmethod
+    def after(
+        cls, num_prompt_tokens: int, num_tokens_before: int, *, is_encoder_decoder: bool
+    ) -> GivenTokens:
+        """Return the tokens with which a generation goes on after those generated earlier."""
+        if not is_encoder_decoder:
+            return cls(num_prompt_tokens + num_tokens_before)
+        return cls(num_prompt_tokens, 1 + num_tokens_before if num_tokens_before else 0)
+
+
 @dataclass(frozen=True)
 class SeenRuns:
     """The common knowledge of runs of one model on equal terms.
@@ -37,51 +59,50 @@ class SeenRuns:
 
     origins: Origins = field(default_factory=Origins)
     outcomes: LayerOutcomes = field(default_factory=LayerOutcomes)
-    # By batch size and length of the prompt.
-    _generations: dict[tuple[int, int], Timeline] = field(default_factory=dict)
+    # By batch size and what each sequence begins with.
+    _generations: dict[tuple[int, GivenTokens], Timeline] = field(default_factory=dict)
+    # Those of each batch size by their prompt, and of each prompt by their batch size.
+    _prompts: dict[tuple[int, int], _Generations] = field(default_factory=dict)
+    _batches: dict[GivenTokens, _Generations] = field(default_factory=dict)
 
-    def keep(self, timeline: Timeline, batch_size: int, num_prompt_tokens: int) -> None:
+    def keep(self, timeline: Timeline, batch_size: int, given: GivenTokens) -> None:
         """Keep a generation that ran, up to the end of its first step."""
-        if len(timeline.calls) < _NUM_CALLS:
-            return
         calls = timeline.calls[:_NUM_CALLS]
+        if len(calls) < _NUM_CALLS or calls[-1].is_empty:
+            return
         events = EventTable.of(timeline.events[: calls[-1].end_event])
-        kept = replace(timeline, events=events, calls=calls)
-        self._generations[batch_size, num_prompt_tokens] = kept
+        self._generations[batch_size, given] = replace(timeline, events=events, calls=calls)
+        self._prompts.clear()
+        self._batches.clear()
 
-    def expect(self, batch_size: int, num_prompt_tokens: int) -> Timeline | None:
+    def expect(self, batch_size: int, given: GivenTokens) -> Timeline | None:
         """Return the prompt and the first step of a generation as those that ran let it expect.
 
         A run has to confirm it: beyond those that ran, sizes may grow in another way. None if it
         doesn't follow from others, or if they are too few.
         """
-        prompts = self._list_prompts(batch_size)
-        if num_prompt_tokens in prompts:
-            return prompts[num_prompt_tokens]
-        batches = self._list_batches(num_prompt_tokens)
-        return _follow(prompts, num_prompt_tokens, fewest=_FEWEST_PROMPTS) or _follow(
-            batches, batch_size, fewest=_FEWEST_BATCHES
+        return self._expect_by_prompts(batch_size, given) or self._expect_by_batches(
+            batch_size, given
         )
 
-    def _list_prompts(self, batch_size: int) -> dict[int, Timeline]:
-        """Return the generations of a batch size, by the length of the prompt."""
-        return {
-            tokens: timeline
-            for (batch, tokens), timeline in self._generations.items()
-            if batch == batch_size
-        }
+    def _expect_by_prompts(self, batch_size: int, given: GivenTokens) -> Timeline | None:
+        key = (batch_size, given.num_decoder_tokens)
+        if key not in self._prompts:
+            seen = {
+                each.num_prompt_tokens: timeline
+                for (batch, each), timeline in self._generations.items()
+                if (batch, each.num_decoder_tokens) == key
+            }
+            self._prompts[key] = _Generations(seen, fewest=_FEWEST_PROMPTS)
+        return self._prompts[key].expect(given.num_prompt_tokens)
 
-    def _list_batches(self, num_prompt_tokens: int) -> dict[int, Timeline]:
-        """Return generations after a prompt by their batch size, expected ones too."""
-        found: dict[int, Timeline] = {}
-        for batch in {batch for batch, _ in self._generations}:
-            prompts = self._list_prompts(batch)
-            timeline = prompts.get(num_prompt_tokens) or _follow(
-                prompts, num_prompt_tokens, fewest=_FEWEST_PROMPTS
-            )
-            if timeline is not None:
-                found[batch] = timeline
-        return found
+    def _expect_by_batches(self, batch_size: int, given: GivenTokens) -> Timeline | None:
+        if given not in self._batches:
+            batches = {batch for batch, _ in self._generations}
+            found = {batch: self._expect_by_prompts(batch, given) for batch in batches}
+            seen = {batch: timeline for batch, timeline in found.items() if timeline is not None}
+            self._batches[given] = _Generations(seen, fewest=_FEWEST_BATCHES)
+        return self._batches[given].expect(batch_size)
 
 
 class SeenByOptions:
@@ -109,32 +130,60 @@ class SeenByOptions:
         return found
 
 
-def _follow(seen: dict[int, Timeline], number: int, *, fewest: int) -> Timeline | None:
-    """Return the timeline that is expected at a number, from those of the nearest form."""
-    nearest = sorted(seen, key=lambda each: abs(each - number))
-    for first in nearest:
-        like = [each for each in nearest if _are_alike(seen[first], seen[each])]
-        if len(like) < fewest:
-            continue
-        timelines = [seen[each] for each in like]
-        sizes = _expect_sizes(timelines, like, number)
-        return None if sizes is None else _resize(timelines[0], sizes)
-    return None
+class _Generations:
+    """Generations of which one number differs.
+
+    Args:
+        seen: The generations by that number.
+        fewest: The fewest of one form from which others follow.
+    """
+
+    def __init__(self, seen: Mapping[int, Timeline], *, fewest: int) -> None:
+        self._seen = seen
+        self._fewest = fewest
+        self._alike: list[list[int]] = []
+        for number, timeline in seen.items():
+            for numbers in self._alike:
+                if _are_alike(seen[numbers[0]], timeline):
+                    numbers.append(number)
+                    break
+            else:
+                self._alike.append([number])
+        self._sizes: dict[int, SeenSizes] = {}
+
+    def expect(self, number: int) -> Timeline | None:
+        """Return the generation at a number, as those of the nearest form let it expect."""
+        if number in self._seen:
+            return self._seen[number]
+        enough = [index for index, each in enumerate(self._alike) if len(each) >= self._fewest]
+        if not enough:
+            return None
+        nearest = min(
+            enough, key=lambda index: min(abs(each - number) for each in self._alike[index])
+        )
+        sizes, is_unknown = self._find_sizes(nearest).expect(number)
+        if is_unknown.any():
+            return None
+        return _resize(self._seen[self._alike[nearest][0]], sizes)
+
+    def _find_sizes(self, index: int) -> SeenSizes:
+        """Return the sizes of generations of the same form."""
+        if index not in self._sizes:
+            numbers = self._alike[index]
+            sizes = np.stack([_list_sizes(self._seen[number]) for number in numbers])
+            self._sizes[index] = SeenSizes(
+                numbers, sizes, sorts=_find_sorts(self._seen[numbers[0]])
+            )
+        return self._sizes[index]
 
 
-def _expect_sizes(timelines: list[Timeline], numbers: list[int], number: int) -> Numbers | None:
-    seen = np.stack([_list_sizes(each) for each in timelines])
-    sizes, is_unknown = expect_sizes(numbers, seen, number)
-    events, origins = EventTable.of(timelines[0].events), timelines[0].origins
-    for place in np.flatnonzero(is_unknown).tolist():
-        # A sort makes indices, and then takes temporary memory.
-        if place >= len(events) or origins[int(events.origins[place])].operation != "sort":
-            return None
-        size = expect_sort_sizes(seen[:, place - 1], seen[:, place], int(sizes[place - 1]))
-        if size is None:
-            return None
-        sizes[place] = size
-    return sizes
+def _find_sorts(timeline: Timeline) -> list[int]:
+    """Return the events in which sorts take temporary memory, and those of their results."""
+    events = EventTable.of(timeline.events)
+    sorts = [at for at, origin in enumerate(timeline.origins) if origin.operation == "sort"]
+    are_births = events.num_bytes >= 0
+    found: list[int] = np.flatnonzero(np.isin(events.origins, sorts) & are_births).tolist()
+    return found
 
 
 def _are_alike(one: Timeline, other: Timeline) -> bool:

@@ -90,6 +90,11 @@ class Call:
     host_cache_bytes: int = 0
     assistant_cache_bytes: int = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is the one before which a run was stopped."""
+        return self.first_event == self.end_event
+
 
 @dataclass(frozen=True)
 class Timeline:

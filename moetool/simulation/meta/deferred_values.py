@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
 import torch
+from torch._ops import OpOverload
 
 from moetool.simulation.meta.dispatch import flatten, map_only
 from moetool.simulation.meta.generation import CantSimulate
+from moetool.simulation.meta.uniform_values import (
+    LaterValue,
+    find_element,
+    find_result,
+    is_reduction,
+)
 
 
 class DeferredCall:
@@ -18,11 +25,13 @@ class DeferredCall:
 
     Attributes:
         results: Its results; empty if it hasn't run or can't run.
+        shapes: The shapes of its results.
 
     Args:
         func: The operation.
         args: Its positional arguments. `DeferredValue` stands for tensors that aren't computed yet.
         kwargs: Its keyword arguments.
+        shapes: The shapes of its results.
         num_bytes: Size of the results, except those that share memory with an argument.
         most_bytes: Limit for that size; reading a result beyond it raises `CantSimulate`.
     """
@@ -33,14 +42,17 @@ class DeferredCall:
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
         *,
+        shapes: Sequence[torch.Size] = (),
         num_bytes: int,
         most_bytes: int,
     ) -> None:
-        self._func = func
+        self.shapes = shapes
+        self._func: Callable[..., Any] = func
         self._given: tuple[Any, Any] | None = (args, kwargs or {})
         self._num_bytes = num_bytes
         self._most_bytes = most_bytes
         self.results: list[Any] = []
+        self._element: torch.Tensor | None = None
         self._error: tuple[type[Exception], tuple[Any, ...]] | None = None
 
     @property
@@ -58,7 +70,7 @@ class DeferredCall:
         if self._given is not None:
             given, self._given = self._given, None
             try:
-                self.results = self._compute(*given)
+                self.results = self._reduce(*given) or self._compute(*given)
             except (CantSimulate, NotImplementedError) as error:
                 # Kept apart from the error, whose traceback would keep alive all tensors of the
                 # model's functions that are at work.
@@ -85,19 +97,55 @@ class DeferredCall:
             and isinstance(tensor, torch.Tensor)
         )
 
-    def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    def find_element(self, index: int) -> torch.Tensor | None:
+        """Return the only number in a result, in as many dimensions of size 1.
+
+        None if it may hold several.
+
+        Raises:
+            CantSimulate: They exceed the limit.
+            NotImplementedError: The CPU can't compute them.
+        """
+        if self._given is None:
+            return find_element(self.results[index]) if self.results else None
+        if self._element is not None:
+            return self._element
+        self._refuse_too_many_bytes()
+        if len(self.shapes) != 1 or not isinstance(self._func, OpOverload):
+            return None
+        with torch._C._DisableTorchDispatch():
+            element = find_result(self._func, *self._given, shape=self.shapes[0])
+            if element is not None and not is_view(self._func):
+                # What it followed from is not needed any more. A view has to share its memory.
+                self._element = element.clone()
+                self._func, self._given = _fill, ((self._element, self.shapes[0]), {})
+        return element
+
+    def _reduce(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """Return the result of a reduction of equal numbers; nothing if it isn't one."""
+        self._refuse_too_many_bytes()
+        if not is_reduction(self._func):
+            return []
+        shape = self.shapes[0]
+        with torch._C._DisableTorchDispatch():
+            element = find_result(self._func, args, kwargs, shape=shape)
+            return [] if element is None else [_fill(element, shape)]
+
+    def _refuse_too_many_bytes(self) -> None:
         if self._num_bytes > self._most_bytes:
             raise CantSimulate(
                 f"it reads values that depend on {self._num_bytes:,} bytes of masks or positions, and "
                 f"moetool computes no more than {self._most_bytes:,} at once"
             )
+
+    def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         args, kwargs = map_only(DeferredValue, DeferredValue.compute, (args, kwargs))
         with torch._C._DisableTorchDispatch():
             return flatten(self._func(*args, **kwargs))
 
 
 @dataclass(frozen=True)
-class DeferredValue:
+class DeferredValue(LaterValue):
     """One of the results of a deferred operation.
 
     Attributes:
@@ -107,6 +155,20 @@ class DeferredValue:
 
     call: DeferredCall
     index: int = 0
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its shape."""
+        return self.call.shapes[self.index]
+
+    def find_element(self) -> torch.Tensor | None:
+        """Return its only number, in as many dimensions of size 1; None if it may have several.
+
+        Raises:
+            CantSimulate: It exceeds the limit.
+            NotImplementedError: The CPU can't compute it.
+        """
+        return self.call.find_element(self.index)
 
     def compute(self) -> torch.Tensor:
         """Return the value.
@@ -143,6 +205,15 @@ class PendingCalls:
 
     def _find_dependent(self, address: int) -> Iterator[DeferredCall]:
         return (call for call in list(self._calls) if call.is_pending and call.depends_on(address))
+
+
+def is_view(func: Any) -> bool:
+    """Return whether an operation's results share memory with its arguments."""
+    return any(returned.alias_info is not None for returned in func._schema.returns)
+
+
+def _fill(element: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    return element.expand(shape).clone()
 
 
 def write_to_copy(func: Any, written: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -75,6 +75,22 @@ class DispatchMode(TorchDispatchMode):
         """
         raise NotImplementedError
 
+    def list_modes(self) -> list[DispatchMode]:
+        """Return the modes that operations pass through, from this one to the last before torch."""
+        return [self] if self._next is None else [self, *self._next.list_modes()]
+
+    def run_parts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the result of an operation that torch defines by others, each of which is run here.
+
+        While an operation runs, torch has taken this mode off its stack. Entering it again would do
+        the same, and take longer.
+        """
+        _push_mode(self)
+        try:
+            return run_composite(func, args, kwargs)
+        finally:
+            _pop_mode()
+
     def pass_on(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return an operation's result from the mode that was entered before, or from torch."""
         if self._next is not None:

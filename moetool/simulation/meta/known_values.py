@@ -9,17 +9,18 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from moetool.simulation.meta.deferred_values import (
     DeferredCall,
     DeferredValue,
     PendingCalls,
+    is_view,
     write_to_copy,
 )
 from moetool.simulation.meta.dispatch import DispatchMode, find_tensors, flatten, map_only
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.simulation.meta.literals import knowing_literals
+from moetool.simulation.meta.tensor_table import TensorTable
 
 aten = torch.ops.aten
 
@@ -35,6 +36,7 @@ _CHOOSES_TOKENS = (aten.argmax, aten.multinomial)
 _CHOOSES_BEAMS = (aten.topk,)
 _CHOOSES_EXPERTS = (aten.topk, aten.argmax, aten.max)
 _LEAVES_UNSET = (aten.empty, aten.empty_strided, aten.empty_permuted)
+_CHOOSES = (*_CHOOSES_TOKENS, *_CHOOSES_BEAMS, *_CHOOSES_EXPERTS)
 
 
 class KnownValues(DispatchMode):
@@ -46,14 +48,10 @@ class KnownValues(DispatchMode):
 
     Values that depend on weights stay unknown: reading one raises torch's own error. There are two
     exceptions. Outside `inside_model`, tokens chosen by their logits are `token_id`, each beam's equally
-    good, and all beams are continued in turns. And on request,
-    indices chosen by scores inside the model are assumed to take turns: routers then send every
-    expert the same number of tokens.
+    good, and all beams are continued in turns. And on request, indices chosen by scores inside the
+    model are assumed to take turns: routers then send every expert the same number of tokens.
 
-    Large tensors, and those that depend on them, have no twin until one of them is read.
-
-    Attributes:
-        num_reads: How often values were read, known or not.
+    Large tensors, and those that depend on them, have no twin until one is read (see `num_reads`).
 
     Args:
         token_id: The token that is generated.
@@ -80,7 +78,7 @@ class KnownValues(DispatchMode):
         self._token_id = token_id
         self._num_beams = num_beams
         self._is_routing_balanced = is_routing_balanced
-        self._twins: Any = WeakTensorKeyDictionary()
+        self._twins = TensorTable[torch.Tensor | DeferredValue]()
         self._is_in_model = False
         self.num_reads = 0
         self._literals = ExitStack()
@@ -110,12 +108,12 @@ class KnownValues(DispatchMode):
     def know_filled(self, tensor: torch.Tensor, number: int) -> None:
         """Set all values of a meta tensor to one number."""
         self._twins[tensor] = self._call_later(
-            tensor, partial(torch.full, tensor.shape, number, dtype=tensor.dtype)
+            tensor, aten.full.default, tensor.shape, number, dtype=tensor.dtype
         )
 
-    def is_known(self, tensor: torch.Tensor) -> bool:
-        """Return whether a meta tensor's values are known, or would be found if they were read."""
-        return tensor in self._twins
+    def count_known(self, tensors: Sequence[torch.Tensor]) -> int:
+        """Return the number of tensors whose values are known, or would be if they were read."""
+        return sum(tensor in self._twins for tensor in tensors)
 
     def find_value(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Return a CPU tensor with the values of another tensor; None if they are unknown.
@@ -124,7 +122,7 @@ class KnownValues(DispatchMode):
             CantSimulate: They depend on a tensor that is too large.
         """
         self.num_reads += 1
-        twin: torch.Tensor | DeferredValue | None = self._twins.get(tensor)
+        twin = self._twins.get(tensor)
         if not isinstance(twin, DeferredValue):
             return twin
         try:
@@ -186,12 +184,10 @@ class KnownValues(DispatchMode):
                 if not chosen.is_floating_point():
                     self._twins[chosen] = self._call_later(
                         chosen,
-                        partial(
-                            _choose_in_turns,
-                            chosen.shape,
-                            dtype=chosen.dtype,
-                            num_choices=args[0].shape[-1],
-                        ),
+                        _choose_in_turns,
+                        chosen.shape,
+                        dtype=chosen.dtype,
+                        num_choices=args[0].shape[-1],
                     )
         elif operation in _CHOOSES_TOKENS:
             self.know_filled(result, self._token_id)
@@ -212,7 +208,7 @@ class KnownValues(DispatchMode):
         made = [leaf for leaf in results if isinstance(leaf, torch.Tensor)]
         twin_args, twin_kwargs = map_only(torch.Tensor, self._twin_of, (args, kwargs))
         if "device" in twin_kwargs:
-            twin_kwargs["device"] = torch.device("cpu")
+            twin_kwargs["device"] = "cpu"
         if func._schema.is_mutable and self._write_later(
             func, args, kwargs, (twin_args, twin_kwargs)
         ):
@@ -221,7 +217,8 @@ class KnownValues(DispatchMode):
             func,
             twin_args,
             twin_kwargs,
-            num_bytes=0 if _is_view(func) else sum(tensor.nbytes for tensor in made),
+            shapes=[tensor.shape for tensor in made],
+            num_bytes=0 if is_view(func) else sum(tensor.nbytes for tensor in made),
             most_bytes=self._most_bytes,
         )
         if func._schema.is_mutable:
@@ -265,6 +262,7 @@ class KnownValues(DispatchMode):
         call = DeferredCall(
             partial(write_to_copy, func),
             *twins,
+            shapes=[tensor.shape],
             num_bytes=tensor.nbytes,
             most_bytes=self._most_bytes,
         )
@@ -273,12 +271,17 @@ class KnownValues(DispatchMode):
         return True
 
     def _call_later(
-        self, tensor: torch.Tensor, compute: Callable[[], torch.Tensor]
+        self, tensor: torch.Tensor, compute: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor | DeferredValue:
         """Return a tensor's values, or a deferred value if there are many."""
         if tensor.numel() <= self._most_elements:
-            return compute()
-        call = DeferredCall(compute, num_bytes=tensor.nbytes, most_bytes=self._most_bytes)
+            return compute(*args, **kwargs)
+        call = DeferredCall(
+            *(compute, args, kwargs),
+            shapes=[tensor.shape],
+            num_bytes=tensor.nbytes,
+            most_bytes=self._most_bytes,
+        )
         return DeferredValue(call)
 
     def _settle_before_writing(self, tensor: torch.Tensor) -> None:
@@ -308,6 +311,11 @@ class KnownValues(DispatchMode):
                         del self._twins[tensor]
 
 
+def passes_unknown(operation: Any) -> bool:
+    """Return whether `KnownValues` leaves an operation to torch if none of its values is known."""
+    return operation not in (*_READS, aten.nonzero, *_TAKES_MASKS, *_CHOOSES)
+
+
 def _find_written(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[torch.Tensor]:
@@ -320,10 +328,6 @@ def _find_written(
         value = args[index] if index < len(args) else kwargs.get(argument.name)
         if isinstance(value, torch.Tensor):
             yield value
-
-
-def _is_view(func: Any) -> bool:
-    return any(returned.alias_info is not None for returned in func._schema.returns)
 
 
 def _choose_in_turns(shape: torch.Size, *, dtype: torch.dtype, num_choices: int) -> torch.Tensor:

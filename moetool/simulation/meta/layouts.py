@@ -13,16 +13,31 @@ from moetool.simulation.meta.dispatch import find_tensors
 
 # A few MB. A run takes a few hundred.
 _MOST_KEPT = 10_000
+_META = torch.device("meta")
 _PLAIN = (
     *(type(None), bool, int, float, str),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
 )
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
+    """The layout of a tensor that begins where its memory does."""
+
     shape: torch.Size
     strides: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory from the first element to the last."""
+        if 0 in self.shape:
+            return 0
+        steps = zip(self.shape, self.strides, strict=True)
+        return (1 + sum((size - 1) * stride for size, stride in steps)) * self.dtype.itemsize
+
+    def make(self) -> torch.Tensor:
+        """Return a tensor with this layout."""
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=_META)
 
 
 class Layouts:
@@ -34,7 +49,7 @@ class Layouts:
     """
 
     def __init__(self) -> None:
-        self._found: dict[Hashable, tuple[_Layout, ...]] = {}
+        self._found: dict[Hashable, tuple[Layout, ...]] = {}
 
     def run(
         self,
@@ -58,10 +73,7 @@ class Layouts:
         # Asked once: other threads may clear what was found.
         found = self._found.get(key)
         if found is not None:
-            made = tuple(
-                torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-                for shape, strides, dtype in found
-            )
+            made = tuple(layout.make() for layout in found)
             return made[0] if len(made) == 1 else made
         result = pass_on(func, args, kwargs)
         layouts = _find_layouts(result, given=find_tensors((*args, *kwargs.values())))
@@ -105,32 +117,38 @@ def _describe(value: object) -> Hashable | None:
 
 
 def _describe_tensor(tensor: torch.Tensor) -> Hashable | None:
-    is_plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
-    if not is_plain or tensor.device.type != "meta" or tensor.is_complex():
+    if not is_plain(tensor):
         return None
     return (tensor.shape, tensor.stride(), tensor.dtype, tensor.storage_offset())
 
 
-def _find_layouts(result: Any, *, given: Sequence[torch.Tensor]) -> tuple[_Layout, ...] | None:
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor on the meta device has nothing but shape, strides, dtype and offset."""
+    return (
+        type(tensor) in (torch.Tensor, nn.Parameter)
+        and tensor.is_meta
+        and tensor.layout is torch.strided
+        and not tensor.is_complex()
+    )
+
+
+def read_layout(tensor: torch.Tensor) -> Layout:
+    """Return the layout of a tensor."""
+    return Layout(tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def _find_layouts(result: Any, *, given: Sequence[torch.Tensor]) -> tuple[Layout, ...] | None:
     """Return the layouts of results; None if any of them is not a new tensor that fills its memory."""
     results = result if type(result) is tuple else (result,)
     addresses = {tensor.untyped_storage()._cdata for tensor in given}
     layouts = []
     for tensor in results:
-        if type(tensor) is not torch.Tensor or _describe_tensor(tensor) is None:
+        if type(tensor) is not torch.Tensor or not is_plain(tensor):
             return None
-        layout = _Layout(tensor.shape, tensor.stride(), tensor.dtype)
+        layout = read_layout(tensor)
         storage = tensor.untyped_storage()
-        if storage._cdata in addresses or storage.nbytes() != _count_bytes(layout):
+        if storage._cdata in addresses or storage.nbytes() != layout.num_bytes:
             return None
         addresses.add(storage._cdata)
         layouts.append(layout)
     return tuple(layouts)
-
-
-def _count_bytes(layout: _Layout) -> int:
-    """Return the memory from the first element of a tensor to its last."""
-    if 0 in layout.shape:
-        return 0
-    steps = zip(layout.shape, layout.strides, strict=True)
-    return (1 + sum((size - 1) * stride for size, stride in steps)) * layout.dtype.itemsize

@@ -15,6 +15,8 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
+from moetool.anatomy.routing.walk import walk_modules
+
 # Attributes by which a layer finds its slot in the cache. Equal layers differ in them.
 _INDEX_NAMES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number"})
 # Attributes that every module has don't bear on its work, nor does a replaced `forward`.
@@ -23,6 +25,9 @@ _SAYS_NOTHING = (frozenset(vars(nn.Module())) - {"training"}) | {"forward"}
 _NOT_BY_LAYER = frozenset({"id2label"})
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, type, torch.dtype, torch.device)
 _CODE = (FunctionType, BuiltinFunctionType)
+_ROWS = (tuple, list)
+# Values of these classes are described in different ways: each by the first that it is of.
+_BASES = (torch.Tensor, _PLAIN, _ROWS, dict, UserDict, Cache, BlockMask, functools.partial)
 
 
 class Holding(Enum):
@@ -72,26 +77,27 @@ class Fingerprints:
         self._kept: dict[int, object] = {}
         self._layer_entries: dict[tuple[int, int], Hashable] = {}
 
-    def of_value(self, value: object) -> Hashable:
+    def of_value(self, value: Any) -> Hashable:
         """Return the fingerprint of anything that a layer is given or holds."""
-        if isinstance(value, torch.Tensor):
-            return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device.type)
-        if isinstance(value, _PLAIN):
+        base = _find_base(value.__class__)
+        if base is _PLAIN:
             return (type(value), value)
-        if isinstance(value, tuple | list):
+        if base is torch.Tensor:
+            return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device.type)
+        if base is _ROWS:
             return (type(value), *map(self.of_value, value))
-        if isinstance(value, dict):
+        if base is dict:
             items = ((self.of_value(name), self.of_value(item)) for name, item in value.items())
             return (type(value), *items)
-        if isinstance(value, UserDict):
+        if base is UserDict:
             return (type(value), self.of_value(value.data))
-        if isinstance(value, Cache):
+        if base is Cache:
             return ("cache", type(value))
-        if isinstance(value, BlockMask):
+        if base is BlockMask:
             # Which positions it hides changes no sizes.
             tensors = [item for item in value.as_tuple() if isinstance(item, torch.Tensor)]
             return ("block mask", *map(self.of_value, tensors))
-        if isinstance(value, functools.partial):
+        if base is functools.partial:
             return ("partial", *map(self.of_value, (value.func, value.args, value.keywords)))
         self._kept[id(value)] = value
         return (type(value), id(value))
@@ -105,9 +111,7 @@ class Fingerprints:
     def of_layer(self, layer: nn.Module) -> OfLayer:
         """Return the fingerprint of a layer: its modules and all they hold except their index."""
         first = min(find_layer_indices(layer), default=0)
-        return tuple(
-            (name, self._of_module(module, first)) for name, module in layer.named_modules()
-        )
+        return tuple((path, self._of_module(module, first)) for path, module in walk_modules(layer))
 
     def _of_module(self, module: nn.Module, first_index: int) -> _OfModule:
         held = [
@@ -166,7 +170,7 @@ def find_layer_indices(layer: nn.Module) -> tuple[int, ...]:
     """Return the layer indices that a layer's modules carry, in ascending order."""
     found = {
         value
-        for module in layer.modules()
+        for _, module in walk_modules(layer)
         for name in _INDEX_NAMES & vars(module).keys()
         for value in [vars(module)[name]]
         if _is_index(name, value)
@@ -174,18 +178,28 @@ def find_layer_indices(layer: nn.Module) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def is_transparent(value: object) -> bool:
+def is_transparent(value: Any) -> bool:
     """Return whether a value's fingerprint says all that matters about it.
 
     It doesn't for objects that may change between two uses, such as caches.
     """
-    if isinstance(value, tuple | list):
+    base = _find_base(value.__class__)
+    if base is _ROWS:
         return all(map(is_transparent, value))
-    if isinstance(value, dict):
+    if base is dict:
         return all(map(is_transparent, value.values()))
-    if isinstance(value, UserDict):
+    if base is UserDict:
         return is_transparent(value.data)
-    return isinstance(value, (torch.Tensor, BlockMask, *_PLAIN, *_CODE))
+    return base in (torch.Tensor, BlockMask, _PLAIN) or isinstance(value, _CODE)
+
+
+@functools.cache
+def _find_base(kind: type) -> Any:
+    """Return the first of `_BASES` that a class is derived from; None if there is none.
+
+    Looked up once for each class: some of them are abstract, and take long to say.
+    """
+    return next((base for base in _BASES if issubclass(kind, base)), None)
 
 
 def _is_index(name: str, value: object) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.repeated.fingerprints import Difference, Holding, list_holdings
 from moetool.simulation.repeated.templates import StandIns, TemplateMaker
 
@@ -115,7 +116,7 @@ class LayerState:
             path: _ModuleState(
                 module, _remember(module, is_original=module not in changed), module not in changed
             )
-            for path, module in layer.named_modules()
+            for path, module in walk_modules(layer)
             if paths is None or path in paths
         }
 

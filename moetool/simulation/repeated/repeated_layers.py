@@ -186,7 +186,7 @@ class RepeatedLayers:
         """Run a layer without looking at its changes. They are undone at the end."""
         self.num_run += 1
         unchanged = {
-            path for path, module in layer.module.named_modules() if module not in self._changed
+            path for path, module in walk_modules(layer.module) if module not in self._changed
         }
         self._restore_at_end(layer, LayerState(layer.module, paths=unchanged))
         self._lose_kind(layer)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moetool.trace.headers.column_statistics import read_statistics
+from moetool.trace.headers.column_parts import read_statistics
 
 # Statistics may cut longer words, so that different ones look equal.
 _LONGEST_WORD = 24

@@ -14,7 +14,7 @@ from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.companions import sidecar_path
 from moetool.trace.faults.csv_text import TEXT_HINT, find_open_quote
-from moetool.trace.headers.column_statistics import read_statistics
+from moetool.trace.headers.column_parts import read_statistics
 from moetool.trace.loads.metadata import has_load_columns, refuse_loads
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.metadata_fields import MOST_BYTES

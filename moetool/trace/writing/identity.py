@@ -33,18 +33,6 @@ class RunIdentity:
         """Return the identity of a run that no other may continue."""
         return cls({"run": secrets.token_hex(8)})
 
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Return the identity in a JSON object.
-
-        Raises:
-            ValueError: The text is not one.
-        """
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("not an object")
-        return cls(values)
-
     def to_json(self) -> str:
         """Return the values as one JSON object."""
         return json.dumps(self.values, ensure_ascii=False)

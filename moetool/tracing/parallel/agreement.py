@@ -6,15 +6,18 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.errors import UntraceableError
 from moetool.tracing.processes.processes import Processes
-from moetool.tracing.recording.calls import RecordedCall
-from moetool.tracing.recording.transfer.inbox import Receipt
+
+# These import torch, and the first checks of a run go without.
+if TYPE_CHECKING:
+    from moetool.tracing.recording.calls import RecordedCall
+    from moetool.tracing.recording.transfer.inbox import Receipt
 
 Value = TypeVar("Value")
 

@@ -23,6 +23,7 @@ from moetool.tracing.prompts.messages import MESSAGES
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # Few enough that a batch of the longest texts that a page can hold fits into memory.
 _BATCH_ROWS = 1_000
@@ -51,13 +52,13 @@ def read_parquet(
             for column in dict.fromkeys((fields.prompt_id, fields.text, fields.domain))
             if column in schema.names
         ]
-        metadata = pq.read_metadata(file)
+        paths = _list_paths(pq.read_metadata(file).schema, wanted)
+        # As a dictionary, a repeated text is held in memory only once.
+        parquet = pq.ParquetFile(file, read_dictionary=list(paths.values()))
         left = MOST_BYTES
-        if _count_stored_bytes(metadata, wanted) > left:
+        if _count_stored_bytes(parquet, paths, wanted) > left:
             yield _too_large(name)
             return
-        # As a dictionary, a repeated text is held in memory only once.
-        parquet = pq.ParquetFile(file, read_dictionary=_list_paths(metadata, wanted))
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
             left -= sum(_count_bytes(column) for column in batch.columns)
             if left < 0:
@@ -67,7 +68,17 @@ def read_parquet(
                 number += 1
                 yield make_row(row, name=name, line=number, fields=fields)
     # pyarrow raises various errors for values that differ from their declared type.
-    except (pa.ArrowException, ValueError, TypeError, LookupError, ArithmeticError) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+    ) as error:
+        # Those of the system's errors that have no number are pyarrow's, for bytes without sense.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         seen = str(error).strip().splitlines() or [type(error).__name__]
         yield BadLine(
             file=name,
@@ -134,27 +145,33 @@ def _find_wrong_kind(kind: pa.DataType, word: str) -> str | None:
     return next((called for is_kind, called in names if is_kind(kind)), printable(kind))
 
 
-def _list_paths(metadata: pa.FileMetaData, wanted: list[str]) -> list[str]:
-    """Return the paths of the wanted columns' values: of a list's, `messages.list.element.role`."""
-    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-    return [path for path in paths if path in wanted or path.partition(".")[0] in wanted]
+def _list_paths(schema: pq.ParquetSchema, wanted: list[str]) -> dict[int, str]:
+    """Return the paths of the wanted columns' values by their places in the schema.
+
+    That of a list's is, for example, `messages.list.element.role`.
+    """
+    paths = {place: schema.column(place).path for place in range(len(schema))}
+    return {
+        place: path
+        for place, path in paths.items()
+        if path in wanted or path.partition(".")[0] in wanted
+    }
 
 
-def _count_stored_bytes(metadata: pa.FileMetaData, wanted: list[str]) -> int:
+def _count_stored_bytes(parquet: pq.ParquetFile, paths: dict[int, str], wanted: list[str]) -> int:
     """Return the size of the wanted columns before compression, as the file states it.
 
     Each value in a list also takes an index, even if it is null.
     """
-    paths = set(_list_paths(metadata, wanted))
+    from moetool.trace.headers.column_parts import read_column_part
+
     total = 0
-    for group in range(metadata.num_row_groups):
-        columns = metadata.row_group(group)
-        for index in range(columns.num_columns):
-            column = columns.column(index)
-            if column.path_in_schema in paths:
-                total += max(0, column.total_uncompressed_size)
-                if column.path_in_schema not in wanted:
-                    total += max(0, column.num_values) * _INDEX_BYTES
+    for place, path in paths.items():
+        for group in range(parquet.num_row_groups):
+            part = read_column_part(parquet, place, group=group)
+            total += max(0, part.total_uncompressed_size)
+            if path not in wanted:
+                total += max(0, part.num_values) * _INDEX_BYTES
     return total
 
 

@@ -13,8 +13,8 @@ from moetool.anatomy.routing.routing_style import RoutingStyle, find_routing_sty
 from moetool.errors import UntraceableError
 from moetool.tracing.windows.probabilities import find_score_function
 from tests.anatomy.counting import count_family, prove_family
-from tests.families.tiny.configs import HIDDEN_SIZE
 from tests.families.tiny.proof import exact_families
+from tests.families.tiny.sizes import HIDDEN_SIZE
 
 # Their routers scale the normalised weights by a learned number of each expert.
 SCALE_EVERY_EXPERT = ("gemma4", "gemma4_text", "diffusion_gemma")

@@ -9,9 +9,10 @@ import pytest
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.anatomy.routing.top_k import find_top_k
 from tests.anatomy.counting import build_family_skeleton, count_family, prove_family
-from tests.families.tiny.configs import HIDDEN_SIZE, TOP_K, build_config
+from tests.families.tiny.configs import build_config
 from tests.families.tiny.models import available
 from tests.families.tiny.proof import exact_families
+from tests.families.tiny.sizes import HIDDEN_SIZE, TOP_K
 
 
 @pytest.mark.parametrize("name", exact_families())

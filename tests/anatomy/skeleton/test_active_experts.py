@@ -21,7 +21,6 @@ from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.anatomy.skeleton.table import count_skeleton
 from tests.anatomy.counting import CountedFamily, count_family
 from tests.anatomy.parameter_audit import ParameterAudit
-from tests.families.tiny.configs import HIDDEN_SIZE
 from tests.families.tiny.models import (
     CANVAS_FAMILIES,
     EMBEDDING_FAMILIES,
@@ -32,6 +31,7 @@ from tests.families.tiny.models import (
     text_inputs,
 )
 from tests.families.tiny.proof import unreadable_families
+from tests.families.tiny.sizes import HIDDEN_SIZE
 
 # Its layers run all experts on every token, those not chosen on zeros.
 RUNS_ALL_EXPERTS = ("llama4", "llama4_text")

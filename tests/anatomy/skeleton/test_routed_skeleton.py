@@ -12,7 +12,7 @@ from moetool.anatomy.skeleton.placement import Placement
 from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.anatomy.skeleton.table import count_skeleton
 from tests.anatomy.counting import build_family_skeleton, count_family
-from tests.families.tiny.configs import HIDDEN_SIZE
+from tests.families.tiny.sizes import HIDDEN_SIZE
 
 
 def test_experts_that_no_rule_reads_are_placed_as_experts() -> None:

@@ -69,11 +69,12 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert not {name.partition(".")[0] for name in completed.stdout.split()} & set(HEAVY)
 
 
-def test_reading_and_analysing_a_trace_imports_no_torch() -> None:
+def test_reading_and_analysing_a_trace_and_tracing_a_gguf_file_import_no_torch() -> None:
     code = (
         "import sys\n"
-        "from moetool import read_trace\n"
+        "from moetool import read_trace, trace_model\n"
         "import moetool.analysis.specialization.measure, moetool.report.questions.specialize\n"
+        "import moetool.library.trace_gguf, moetool.tracing.processes.shared_place\n"
         "print(*sys.modules)"
     )
     completed = subprocess.run(

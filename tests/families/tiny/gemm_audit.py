@@ -23,8 +23,8 @@ from tests.families.tiny.dense_reference import (
     find_scope,
     read_rows,
     scales_input,
-    separate_experts,
 )
+from tests.families.tiny.expert_slices import Slices, expert_parameters, find_slices
 
 aten = torch.ops.aten
 
@@ -36,36 +36,6 @@ _GATHERS = {aten.index: (0, 1), aten.index_select: (0, 2), aten.embedding: (0, 1
 
 # Two rows whose cosine is closer to 1 than this are multiples of one another in float32.
 _SAME_DIRECTION = 1e-6
-
-
-@dataclass(frozen=True)
-class _Slices:
-    """Equally long stretches of memory, one after the other, and the expert of each.
-
-    Attributes:
-        projection: The parameter that they are of, named alike for every expert.
-        start: Address of the first, in bytes.
-        step: Length of each, in bytes.
-        experts: Whose each is.
-    """
-
-    projection: str
-    start: int
-    step: int
-    experts: tuple[int, ...]
-
-    def __contains__(self, address: int) -> bool:
-        return self.start <= address < self.start + self.step * len(self.experts)
-
-    def find_experts(self, matrix: torch.Tensor) -> tuple[int, ...]:
-        """Return the experts whose slices a matrix covers: only one unless an expert is a row."""
-        extent = sum(
-            (size - 1) * stride for size, stride in zip(matrix.shape, matrix.stride(), strict=True)
-        )
-        first = matrix.data_ptr() - self.start
-        last = first + extent * matrix.element_size()
-        assert last < self.step * len(self.experts), "a product reads beyond the experts' weights"
-        return self.experts[first // self.step : last // self.step + 1]
 
 
 @dataclass
@@ -85,11 +55,11 @@ class _LayerAudit:
 
     path: str
     has_scaled_rows: bool
-    slices: list[_Slices]
+    slices: list[Slices]
     num_tokens: int = 0
     tokens: torch.Tensor | None = None
     index_of_row: dict[bytes, int] = field(default_factory=dict)
-    gathered: list[tuple[_Slices, torch.Tensor]] = field(default_factory=list)
+    gathered: list[tuple[Slices, torch.Tensor]] = field(default_factory=list)
     products: dict[str, list[tuple[int, int | None]]] = field(default_factory=dict)
 
     def begin_call(self, tokens: torch.Tensor) -> None:
@@ -103,23 +73,23 @@ class _LayerAudit:
         self.tokens = None
         self.gathered.clear()
 
-    def locate(self, tensor: torch.Tensor) -> _Slices | None:
+    def locate(self, tensor: torch.Tensor) -> Slices | None:
         """Return the slices that a tensor is a view of."""
         address = tensor.data_ptr()
         candidates = [*self.slices, *(slices for slices, _ in self.gathered)]
         return next((slices for slices in candidates if address in slices), None)
 
-    def follow(self, slices: _Slices, indices: torch.Tensor, copied: torch.Tensor) -> None:
+    def follow(self, slices: Slices, indices: torch.Tensor, copied: torch.Tensor) -> None:
         """Note whose weights an operation copied. The copy is kept, to keep its address its own."""
         assert indices.dtype in (torch.int64, torch.int32), "experts' weights were masked"
         experts = tuple(slices.experts[index] for index in indices.flatten().tolist())
         step = copied.numel() // max(len(experts), 1) * copied.element_size()
         assert copied.is_contiguous(), "experts' weights were copied into an unknown order"
         if step:
-            copy = _Slices(slices.projection, copied.data_ptr(), step, experts)
+            copy = Slices(slices.projection, copied.data_ptr(), step, experts)
             self.gathered.append((copy, copied))
 
-    def see_product(self, slices: _Slices, matrix: torch.Tensor, rows: torch.Tensor) -> None:
+    def see_product(self, slices: Slices, matrix: torch.Tensor, rows: torch.Tensor) -> None:
         """Note a product of experts' weights and rows. # (num_rows, width)"""
         if self.has_scaled_rows:
             rows = rows[rows.any(dim=1)]
@@ -219,7 +189,7 @@ class GemmAudit:
         self._storages = {
             parameter.untyped_storage().data_ptr()
             for path in self._layers
-            for _, _, parameter in _expert_parameters(model.get_submodule(path))
+            for _, _, parameter in expert_parameters(model.get_submodule(path))
         }
         self._copies: set[int] = set()
 
@@ -293,35 +263,9 @@ class GemmAudit:
 
 def _audit_layer(model: nn.Module, path: str) -> _LayerAudit:
     experts = model.get_submodule(path)
-    slices = []
-    for name, ids, parameter in _expert_parameters(experts):
-        assert parameter.is_contiguous(), f"{path}.{name} has gaps"
-        step = parameter.numel() // len(ids) * parameter.element_size()
-        slices.append(_Slices(name, parameter.data_ptr(), step, ids))
-    assert slices, f"{path} holds no expert weights"
-    return _LayerAudit(path, has_scaled_rows=scales_input(experts), slices=slices)
-
-
-def _expert_parameters(
-    experts: nn.Module,
-) -> Iterator[tuple[str, tuple[int, ...], nn.Parameter]]:
-    """Yield the matrices of a layer's experts: name, the experts in it in order, parameter."""
-    if isinstance(experts, nn.ModuleDict | nn.ModuleList):
-        for expert, module in enumerate(separate_experts(experts)):
-            for name, parameter in module.named_parameters():
-                if parameter.dim() == 2:
-                    yield name, (expert,), parameter
-        return
-    stacked = {name: p for name, p in experts.named_parameters() if p.dim() == 3}
-    for name, parameter in stacked.items():
-        yield name, tuple(range(len(parameter))), parameter
-    if not stacked:
-        num_experts = experts.num_experts
-        assert isinstance(num_experts, int)
-        for name, parameter in experts.named_parameters():
-            # DBRX stacks along the rows of matrices, Doge keeps its experts as rows of embeddings.
-            if name.startswith("mlp.") or "_embed." in name:
-                yield name, tuple(range(num_experts)), parameter
+    return _LayerAudit(
+        path, has_scaled_rows=scales_input(experts), slices=find_slices(experts, path)
+    )
 
 
 def _split_batch(

@@ -11,14 +11,10 @@ from packaging.version import Version
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.families.tiny.configs import (
-    FAMILIES,
-    HIDDEN_SIZE,
-    VOCAB_SIZE,
-    Family,
-    build_config,
-    find_family,
-)
+from tests.families.tiny.configs import build_config
+from tests.families.tiny.families import FAMILIES, find_family
+from tests.families.tiny.family import Family
+from tests.families.tiny.sizes import HIDDEN_SIZE, VOCAB_SIZE
 
 ENCODER_DECODERS = ("nllb-moe", "switch_transformers")
 

@@ -111,6 +111,12 @@ def prove(model: PreTrainedModel) -> Proof:
     )
 
 
+@cache
+def proof_of(name: str) -> Proof:
+    """Return the proof of a family's tiny model as it is built, run only once."""
+    return prove(build_family(name))
+
+
 def list_modules(model: PreTrainedModel) -> list[tuple[str, type, int]]:
     """Return each module's path, class and number of hooks."""
     return [

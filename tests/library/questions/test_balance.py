@@ -20,41 +20,45 @@ from moetool.trace.companions import probabilities_path
 from tests.command import RunMoetool
 
 
-def test_a_path_gives_the_json_of_the_command(run_moetool: RunMoetool, demo_trace: Path) -> None:
-    completed = run_moetool("balance", demo_trace, "--format", "json")
+def test_a_path_gives_the_json_of_the_command(
+    run_moetool: RunMoetool, short_demo_trace: Path
+) -> None:
+    completed = run_moetool("balance", short_demo_trace, "--format", "json")
     assert completed.returncode == 0, completed.stderr
     value = json.loads(completed.stdout)
     del value["schema"], value["moetool"]
-    assert measure_balance(demo_trace).to_dict() == value
+    assert measure_balance(short_demo_trace).to_dict() == value
 
 
-def test_a_frame_gives_the_figures_of_the_file(demo_trace: Path) -> None:
-    stored, frame = measure_balance(demo_trace), measure_balance(read_trace(demo_trace))
+def test_a_frame_gives_the_figures_of_the_file(short_demo_trace: Path) -> None:
+    stored, frame = measure_balance(short_demo_trace), measure_balance(read_trace(short_demo_trace))
     assert frame.to_frame().equals(stored.to_frame())
     assert frame.capacity == stored.capacity
 
 
-def test_loads_are_those_that_pandas_counts(demo_trace: Path) -> None:
-    rows = read_trace(demo_trace)
-    experts = measure_balance(demo_trace).to_frame("experts").set_index(["layer", "expert"])
+def test_loads_are_those_that_pandas_counts(short_demo_trace: Path) -> None:
+    rows = read_trace(short_demo_trace)
+    experts = measure_balance(short_demo_trace).to_frame("experts").set_index(["layer", "expert"])
     assert experts["load"].to_dict() == rows.groupby(["layer", "expert"]).size().to_dict()
     prompts = rows.groupby(["layer", "expert"])["prompt_id"].nunique()
     assert experts["num_prompts"].to_dict() == prompts.to_dict()
 
 
-def test_a_frame_is_grouped_by_any_column(demo_trace: Path) -> None:
-    rows = read_trace(demo_trace)
+def test_a_frame_is_grouped_by_any_column(short_demo_trace: Path) -> None:
+    rows = read_trace(short_demo_trace)
     rows["half"] = np.where(rows["position"] % 2, "odd", "even")
     result = measure_balance(rows, by="half", layers=[1, 4])
     assert [layer.layer for layer in result.layers] == [1, 4]
     assert {part.name for part in result.parts if part.part == "group"} == {"odd", "even"}
 
 
-def test_a_load_table_gives_the_same_figures_of_load(demo_trace: Path, tmp_path: Path) -> None:
-    rows = read_trace(demo_trace)
+def test_a_load_table_gives_the_same_figures_of_load(
+    short_demo_trace: Path, tmp_path: Path
+) -> None:
+    rows = read_trace(short_demo_trace)
     loads = rows.groupby(["layer", "expert"]).size().reset_index(name="count")
     loads.to_csv(tmp_path / "loads.csv", index=False)
-    whole = measure_balance(demo_trace)
+    whole = measure_balance(short_demo_trace)
     part = measure_balance(tmp_path / "loads.csv", num_experts=8, top_k=2)
     for one, other in zip(whole.layers, part.layers, strict=True):
         for name in (*FIGURES, "load", "mean_squared"):
@@ -62,13 +66,13 @@ def test_a_load_table_gives_the_same_figures_of_load(demo_trace: Path, tmp_path:
     assert measure_balance(tmp_path / "loads.csv", layers=[2], top_k=2).layers[0].layer == 2
 
 
-def test_the_steps_of_a_load_table_are_batches(demo_trace: Path, tmp_path: Path) -> None:
+def test_the_steps_of_a_load_table_are_batches(short_demo_trace: Path, tmp_path: Path) -> None:
     """Where each step counts a prompt, they drop as many as the prompts do."""
-    rows = read_trace(demo_trace)
+    rows = read_trace(short_demo_trace)
     rows["step"] = rows["prompt_id"].cat.codes
     loads = rows.groupby(["step", "layer", "expert"]).size().reset_index(name="count")
     shuffled = loads.sample(frac=1, random_state=0)
-    whole = measure_balance(demo_trace)
+    whole = measure_balance(short_demo_trace)
     for number, table in enumerate((loads, shuffled)):
         path = tmp_path / f"loads{number}.parquet"
         table.to_parquet(path, index=False)
@@ -139,9 +143,9 @@ def test_what_a_load_table_cannot_do_is_refused(tmp_path: Path, options: dict[st
 
 
 @pytest.mark.parametrize("tokens_per_batch", [0, -1, 2.5, True])
-def test_a_batch_has_at_least_one_token(demo_trace: Path, tokens_per_batch: Any) -> None:
+def test_a_batch_has_at_least_one_token(short_demo_trace: Path, tokens_per_batch: Any) -> None:
     with pytest.raises(UsageError, match="tokens per batch"):
-        measure_balance(demo_trace, tokens_per_batch=tokens_per_batch)
+        measure_balance(short_demo_trace, tokens_per_batch=tokens_per_batch)
 
 
 def test_probabilities_are_read_from_the_file_and_from_memory(tmp_path: Path) -> None:

@@ -14,25 +14,27 @@ from moetool.library.sizes.model_sizes import find_model_sizes, read_model_sizes
 from tests.analysis.random_traces import Router, make_random_trace
 
 
-def test_a_frame_gives_what_its_file_gives(demo_trace: Path) -> None:
-    frame = moetool.read_trace(demo_trace)
+def test_a_frame_gives_what_its_file_gives(short_demo_trace: Path) -> None:
+    frame = moetool.read_trace(short_demo_trace)
     from_frame = moetool.place_experts(frame, num_gpus=4, layers=[2])
-    from_file = moetool.place_experts(demo_trace, num_gpus=4, layers=[2])
+    from_file = moetool.place_experts(short_demo_trace, num_gpus=4, layers=[2])
     assert from_frame.methods == from_file.methods
     assert from_frame.hidden_size == 128
-    assert repr(from_file).startswith(f"<Placement of {demo_trace}: 1 layer on 4 GPUs; batch")
+    assert repr(from_file).startswith(f"<Placement of {short_demo_trace}: 1 layer on 4 GPUs; batch")
 
 
-def test_another_column_can_be_spread_over_both_halves(demo_trace: Path) -> None:
-    frame = moetool.read_trace(demo_trace)
+def test_another_column_can_be_spread_over_both_halves(short_demo_trace: Path) -> None:
+    frame = moetool.read_trace(short_demo_trace)
     frame["language"] = (frame["domain"].astype(str) == "german").map({True: "de", False: "en"})
     result = moetool.place_experts(frame, num_gpus=4, layers=[2], by="language")
-    assert {group.group: group.num_prompts for group in result.groups} == {"en": 180, "de": 30}
+    assert {group.group: group.num_prompts for group in result.groups} == {"en": 24, "de": 4}
     assert any("one language, 'en'" in note for note in result.notes)
 
 
-def test_export_writes_the_file_and_returns_its_options(demo_trace: Path, tmp_path: Path) -> None:
-    result = moetool.place_experts(demo_trace, num_gpus=4, num_redundant_experts=4)
+def test_export_writes_the_file_and_returns_its_options(
+    short_demo_trace: Path, tmp_path: Path
+) -> None:
+    result = moetool.place_experts(short_demo_trace, num_gpus=4, num_redundant_experts=4)
     target = tmp_path / "map.json"
     options = moetool.export_placement(result, "sglang", target, method="eplb")
     assert options == (
@@ -61,9 +63,11 @@ def test_export_writes_the_file_and_returns_its_options(demo_trace: Path, tmp_pa
         {"num_gpus": 4, "advises_vllm": 1},
     ],
 )
-def test_arguments_out_of_range_are_refused(demo_trace: Path, options: dict[str, object]) -> None:
+def test_arguments_out_of_range_are_refused(
+    short_demo_trace: Path, options: dict[str, object]
+) -> None:
     with pytest.raises(UsageError):
-        moetool.place_experts(demo_trace, **options)  # type: ignore[arg-type]
+        moetool.place_experts(short_demo_trace, **options)  # type: ignore[arg-type]
 
 
 def test_sizes_of_catalogue_models() -> None:

@@ -18,10 +18,17 @@ FEW = 49
 
 
 @pytest.fixture(scope="module")
-def answer(run_moetool: RunMoetool, demo_trace: Path) -> dict[str, Any]:
+def answer(run_moetool: RunMoetool, short_demo_trace: Path) -> dict[str, Any]:
     """The command's answer, without what names it."""
     completed = run_moetool(
-        "specialize", demo_trace, "--permutations", str(FEW), "--seed", "3", "--format", "json"
+        "specialize",
+        short_demo_trace,
+        "--permutations",
+        str(FEW),
+        "--seed",
+        "3",
+        "--format",
+        "json",
     )
     assert completed.returncode == 0, completed.stderr
     value: dict[str, Any] = json.loads(completed.stdout)
@@ -35,12 +42,16 @@ def measure(trace: Any, **options: Any) -> Specialization:
     return result
 
 
-def test_a_path_gives_the_json_of_the_command(demo_trace: Path, answer: dict[str, Any]) -> None:
-    assert measure(demo_trace).to_dict() == measure(str(demo_trace)).to_dict() == answer
+def test_a_path_gives_the_json_of_the_command(
+    short_demo_trace: Path, answer: dict[str, Any]
+) -> None:
+    assert measure(short_demo_trace).to_dict() == measure(str(short_demo_trace)).to_dict() == answer
 
 
-def test_a_frame_gives_the_numbers_of_the_command(demo_trace: Path, answer: dict[str, Any]) -> None:
-    frame = read_trace(demo_trace)
+def test_a_frame_gives_the_numbers_of_the_command(
+    short_demo_trace: Path, answer: dict[str, Any]
+) -> None:
+    frame = read_trace(short_demo_trace)
     renamed = frame.rename(columns={"domain": "subject"})
     facts = {**answer["trace"], "trace": None}
     for by, result in (("domain", measure(frame)), ("subject", measure(renamed, by="subject"))):
@@ -48,8 +59,8 @@ def test_a_frame_gives_the_numbers_of_the_command(demo_trace: Path, answer: dict
         assert result.by == by
 
 
-def test_the_order_of_rows_changes_no_count(demo_trace: Path) -> None:
-    frame = read_trace(demo_trace)
+def test_the_order_of_rows_changes_no_count(short_demo_trace: Path) -> None:
+    frame = read_trace(short_demo_trace)
     counted = ["domain", "layer", "expert", "assignments", "tokens"]
     given, shuffled = (
         measure(rows).to_frame()[counted].sort_values(counted, ignore_index=True)
@@ -99,9 +110,9 @@ def test_a_frame_of_four_columns_needs_the_shape_as_the_command_does() -> None:
     assert measure(twice, by="kind", validate=False).experts[0].assignments == 2
 
 
-def test_an_empty_frame_is_refused_as_a_frame(demo_trace: Path) -> None:
+def test_an_empty_frame_is_refused_as_a_frame(short_demo_trace: Path) -> None:
     with pytest.raises(InputError, match="holds no rows") as caught:
-        measure(read_trace(demo_trace).iloc[:0])
+        measure(read_trace(short_demo_trace).iloc[:0])
     assert caught.value.hint == "Give a frame with the rows of at least one prompt."
 
 
@@ -122,14 +133,14 @@ def test_an_empty_frame_is_refused_as_a_frame(demo_trace: Path) -> None:
     ],
 )
 def test_options_out_of_range_are_refused(
-    options: dict[str, Any], message: str, demo_trace: Path
+    options: dict[str, Any], message: str, short_demo_trace: Path
 ) -> None:
     with pytest.raises((UsageError, InputError), match=message):
-        measure_specialization(demo_trace, **options)
+        measure_specialization(short_demo_trace, **options)
 
 
-def test_a_result_of_a_frame_is_a_frame_again(demo_trace: Path) -> None:
-    result = measure(read_trace(demo_trace))
+def test_a_result_of_a_frame_is_a_frame_again(short_demo_trace: Path) -> None:
+    result = measure(read_trace(short_demo_trace))
     frame = result.to_frame()
     assert len(frame) == len(result.experts) == 7 * 6 * 8
     layers = result.to_frame("layers")

@@ -9,7 +9,7 @@ import pytest
 
 from moetool.catalogue.gpus import find_gpu
 from moetool.errors import InputError
-from moetool.memory.fitting.limits import find_limits
+from moetool.memory.fitting.limits import NOTHING_FITS, find_limits
 from moetool.memory.scenario import Scenario
 from tests.memory.saved_configs import make_runs, save_config
 
@@ -34,6 +34,21 @@ def test_the_limits_fit_and_what_is_larger_does_not(tmp_path: Path) -> None:
     assert in_full.figures.total_device_bytes > gpu.memory_bytes
     assert not limits.is_whole_context
     assert notes == ()
+
+
+def test_nothing_fits_where_the_weights_do_not_and_no_trial_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = make_runs(save_config("olmoe", tmp_path))
+    figures = runs.simulate(SCENARIO).figures
+    needed = figures.weights_bytes + figures.context_bytes
+    gpu = find_gpu("1GiB")
+    trial = replace(SCENARIO, batch_size=1, num_prompt_tokens=1)
+    # Weights that fit leave it to trials, and so the smallest one doesn't fit in so little either.
+    assert runs.run_within(trial, needed - 1) is None
+    assert find_limits(runs, SCENARIO, replace(gpu, memory_bytes=needed)) == (NOTHING_FITS, ())
+    monkeypatch.setattr(runs, "guess", None)
+    assert find_limits(runs, SCENARIO, replace(gpu, memory_bytes=needed - 1)) == (NOTHING_FITS, ())
 
 
 def test_a_run_begins_beyond_a_gpu_if_its_prompt_does_not_fit(tmp_path: Path) -> None:

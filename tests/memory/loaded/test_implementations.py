@@ -140,6 +140,17 @@ def test_blocks_that_leave_a_rest_are_those_that_transformers_can_not_dequantize
             assert found is None
 
 
+def test_no_conversion_changes_the_class_of_the_experts_in_the_next() -> None:
+    from transformers.integrations.finegrained_fp8 import FP8Experts
+
+    before = dict(vars(FP8Experts))
+    models = [convert_to_fp8(build("mixtral"), FP8) for _ in range(2)]
+    assert dict(vars(FP8Experts)) == before
+    for model in models:
+        experts = [type(module) for module in model.modules() if isinstance(module, FP8Experts)]
+        assert len(experts) > len(set(experts)) == 1
+
+
 def test_fp8_that_an_older_gpu_can_not_load_is_refused_with_the_nearest_way() -> None:
     with pytest.raises(UsageError, match="kv_a_proj_with_mqa") as caught:
         estimate_memory("deepseek-v3", [SHORT], gpu="a100-80gb")

@@ -14,6 +14,7 @@ from tests.memory.saved_configs import make_loader, save_config
 
 SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=6, dtype="float32")
 GPTQ = {"quant_method": "gptq", "bits": 4}
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
 MXFP4 = {"quant_method": "mxfp4"}
 
 
@@ -30,6 +31,29 @@ def test_sizes_share_a_model_and_what_is_loaded_otherwise_does_not(tmp_path: Pat
     ):
         assert loader.load(other).skeleton is not model.skeleton
         assert loader.load_plain(replace(SCENARIO, quantization=Quantization.NF4)) is model
+
+
+def test_a_copy_in_the_published_dtype_shares_the_skeleton_and_is_as_if_built_anew(
+    tmp_path: Path,
+) -> None:
+    path = save_config("mixtral", tmp_path, dtype="bfloat16", quantization_config=FP8)
+    published, copied = replace(SCENARIO, dtype="auto"), replace(SCENARIO, dtype="bfloat16")
+    loader = make_loader(path)
+    first, copy = loader.load(published), loader.load(copied)
+    alone = make_loader(path).load(copied)
+    assert first.packed is not None
+    assert copy.skeleton is copy.held is copy.simulated is first.skeleton
+    assert copy.packed is alone.packed is None
+    assert copy.stored == alone.stored
+    assert copy.stored_notes == alone.stored_notes
+    assert copy.older == alone.older
+    layouts = [
+        [(name, each.shape, each.dtype) for name, each in model.held.state_dict().items()]
+        for model in (copy, alone)
+        if model.held is not None
+    ]
+    assert layouts[0] == layouts[1]
+    assert loader.load(SCENARIO).skeleton is not first.skeleton
 
 
 def test_plain_weights_are_held_as_they_are_simulated(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.memory.offload.expert_bytes import list_layer_experts
 from moetool.memory.offload.expert_cache import plan_expert_cache
 from moetool.memory.speed.experts_touched import find_choices
@@ -21,12 +22,12 @@ MIXTRAL_EXPERT = 3 * 4096 * 14336 * 2
 
 def test_the_experts_of_mixtral_on_24_gib_are_as_by_hand() -> None:
     mixtral = build_published_skeleton("mixtral-8x7b")
-    choices = find_choices(mixtral)
+    choices = find_choices(RoutedSkeleton.of(mixtral))
     assert choices is not None
     # All experts are 84 GiB, one of each layer is 10.5, and a token needs two at a time.
     for gpu_gib, num_kept in ((17, 0), (17.2, 1), (24, 1), (28, 2), (90, 0)):
         cache = plan_expert_cache(
-            mixtral,
+            RoutedSkeleton.of(mixtral),
             gpu_memory_bytes=int(gpu_gib * GIB),
             total_bytes=90 * GIB,
             choices=choices,
@@ -48,8 +49,8 @@ def test_the_experts_of_mixtral_on_24_gib_are_as_by_hand() -> None:
 
 def test_hit_rates_are_those_of_the_trace(tmp_path: Path) -> None:
     skeleton = build_family_skeleton("mixtral")
-    experts = list_layer_experts(skeleton)
-    choices = find_choices(skeleton)
+    experts = list_layer_experts(RoutedSkeleton.of(skeleton))
+    choices = find_choices(RoutedSkeleton.of(skeleton))
     assert choices is not None
     shape = experts[0].layer
     router = Router(
@@ -64,7 +65,7 @@ def test_hit_rates_are_those_of_the_trace(tmp_path: Path) -> None:
     all_bytes = sum(each.num_bytes for each in experts)
     size = experts[0].num_bytes // shape.num_experts
     cache = plan_expert_cache(
-        skeleton,
+        RoutedSkeleton.of(skeleton),
         # Room for two experts of each layer, and for those at work.
         gpu_memory_bytes=2 * size * len(experts) + choices[shape] * size,
         total_bytes=all_bytes,

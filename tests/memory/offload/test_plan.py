@@ -9,6 +9,7 @@ import torch
 from accelerate.utils.modeling import check_device_map
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.catalogue.gpus import Gpu, find_gpu
 from moetool.memory.answers.on_gpus import Offload
 from moetool.memory.offload.expert_bytes import list_layer_experts
@@ -44,11 +45,11 @@ def _plan(
     quantization: Quantization = Quantization.NONE,
 ) -> Offload:
     offload = plan_offload(
-        skeleton,
+        RoutedSkeleton.of(skeleton),
         gpu_memory_bytes=gpu.memory_bytes,
         total_bytes=total_bytes,
         batch_size=batch_size,
-        choices=find_choices(skeleton),
+        choices=find_choices(RoutedSkeleton.of(skeleton)),
         quantization=quantization,
     )
     assert offload is not None
@@ -70,7 +71,7 @@ def test_all_experts_of_published_models_are_as_large_as_known(
         (mixtral, MIXTRAL_EXPERTS, 2.99),
         (deepseek, DEEPSEEK_EXPERTS, 31.9),
     ):
-        experts = list_layer_experts(skeleton)
+        experts = list_layer_experts(RoutedSkeleton.of(skeleton))
         assert {layer.num_bytes for layer in experts} == {num_bytes}
         assert {layer.moved_bytes for layer in experts} == {num_bytes}
         tensors = (*skeleton.parameters(), *skeleton.buffers())
@@ -195,14 +196,22 @@ def test_a_dense_model_has_no_experts_to_move() -> None:
     )
     dense = AutoModelForCausalLM.from_config(config)
     offload = plan_offload(
-        dense, gpu_memory_bytes=24 * GIB, total_bytes=90 * GIB, batch_size=1, choices={}
+        RoutedSkeleton.of(dense),
+        gpu_memory_bytes=24 * GIB,
+        total_bytes=90 * GIB,
+        batch_size=1,
+        choices={},
     )
     assert offload is None
 
 
 def test_unknown_choices_leave_what_a_token_reads_unknown(mixtral: PreTrainedModel) -> None:
     offload = plan_offload(
-        mixtral, gpu_memory_bytes=24 * GIB, total_bytes=90 * GIB, batch_size=1, choices=None
+        RoutedSkeleton.of(mixtral),
+        gpu_memory_bytes=24 * GIB,
+        total_bytes=90 * GIB,
+        batch_size=1,
+        choices=None,
     )
     assert offload is not None
     assert offload.computed_on_host_bytes_per_token is None
@@ -212,7 +221,7 @@ def test_unknown_choices_leave_what_a_token_reads_unknown(mixtral: PreTrainedMod
 @pytest.mark.parametrize(("batch_size", "num_moved"), [(1, 2), (2, 4), (3, 6), (4, 8), (100, 8)])
 def test_only_chosen_experts_move_where_each_is_a_module(batch_size: int, num_moved: int) -> None:
     skeleton = build_family_skeleton("nllb-moe")
-    experts = list_layer_experts(skeleton)
+    experts = list_layer_experts(RoutedSkeleton.of(skeleton))
     assert all(layer.are_separate for layer in experts)
     # Two biased matrices, one after the other, in float32.
     one_expert = 4 * (2 * 64 * 96 + 64 + 96)
@@ -231,7 +240,7 @@ def test_only_chosen_experts_move_where_each_is_a_module(batch_size: int, num_mo
 
 def test_experts_that_share_their_block_with_the_router_are_named_one_by_one() -> None:
     skeleton = build_family_skeleton("jetmoe")
-    attention, mlp = list_layer_experts(skeleton)[:2]
+    attention, mlp = list_layer_experts(RoutedSkeleton.of(skeleton))[:2]
     assert all(path.startswith(attention.layer.block_path) for path in attention.paths)
     named = {name for path in mlp.paths for name, _ in skeleton.get_submodule(path).named_modules()}
     assert len(mlp.paths) == 2
@@ -249,7 +258,7 @@ def test_accelerate_accepts_the_map_and_it_places_all_else_on_the_gpu(
     family: str, num_layers: int
 ) -> None:
     skeleton = build_family_skeleton(family)
-    taken = list_layer_experts(skeleton)[::-1][:num_layers]
+    taken = list_layer_experts(RoutedSkeleton.of(skeleton))[::-1][:num_layers]
     on_host = {path for layer in taken for path in layer.paths}
     device_map = make_offload_map(skeleton, on_host=on_host)
     with warnings.catch_warnings():
@@ -266,7 +275,7 @@ def test_accelerate_accepts_the_map_and_it_places_all_else_on_the_gpu(
 
 
 def test_experts_of_images_stay_where_they_are() -> None:
-    experts = list_layer_experts(build_family_skeleton("dots3_note"))
+    experts = list_layer_experts(RoutedSkeleton.of(build_family_skeleton("dots3_note")))
     assert experts
     assert not [layer for layer in experts if "vision" in layer.layer.experts_path]
 
@@ -294,7 +303,9 @@ def test_what_repeats_is_written_as_a_loop() -> None:
 
 
 def test_a_map_of_a_large_model_is_short_enough_to_copy(deepseek: PreTrainedModel) -> None:
-    on_host = {path for layer in list_layer_experts(deepseek) for path in layer.paths}
+    on_host = {
+        path for layer in list_layer_experts(RoutedSkeleton.of(deepseek)) for path in layer.paths
+    }
     device_map = make_offload_map(deepseek, on_host=on_host)
     written = write_offload_map(device_map)
     assert eval(written) == device_map
@@ -307,7 +318,7 @@ def test_transformers_runs_a_model_loaded_with_the_map(family: str, tmp_path: Pa
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(build_config(family)).save_pretrained(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
-    taken = list_layer_experts(build_family_skeleton(family))[-2:]
+    taken = list_layer_experts(RoutedSkeleton.of(build_family_skeleton(family)))[-2:]
     on_host = {path for layer in taken for path in layer.paths}
     device_map = make_offload_map(build_family_skeleton(family), on_host=on_host)
     stand_ins = {path: "disk" if device == "cpu" else "cpu" for path, device in device_map.items()}

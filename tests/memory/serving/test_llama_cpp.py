@@ -16,12 +16,12 @@ from moetool.memory.serving.ggml.families import ARCHITECTURES, read_sizes
 from moetool.memory.serving.ggml.gguf_buffers import (
     count_cache_bytes,
     count_logits_bytes,
-    count_output_bytes,
     count_weights_bytes,
     list_gpu_weights,
     list_tensor_sizes,
     place_layers,
 )
+from moetool.memory.serving.ggml.sizes import count_output_bytes
 
 RECEIPTS = (
     Path(__file__).parents[3] / "benchmarks" / "memory" / "measured" / "llama_cpp_buffers.jsonl"

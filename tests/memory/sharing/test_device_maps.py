@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
+from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.sharing.decoder_layers import find_decoder_layers
 from moetool.memory.sharing.device_maps import DeviceMaps, share_by_device_map
 from moetool.quantizing.kinds import Quantization
@@ -29,6 +31,23 @@ def _sum_tensors(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
+def _share(
+    skeleton: PreTrainedModel,
+    *,
+    gpu_memory_bytes: int,
+    num_gpus: int,
+    reserve_bytes: int = 0,
+    quantization: Quantization = Quantization.NONE,
+) -> RankBytes:
+    return share_by_device_map(
+        RoutedSkeleton.of(skeleton),
+        gpu_memory_bytes=gpu_memory_bytes,
+        num_gpus=num_gpus,
+        reserve_bytes=reserve_bytes,
+        quantization=quantization,
+    )
+
+
 def _count_gpus(
     skeleton: PreTrainedModel,
     gpu_memory_bytes: int,
@@ -38,7 +57,7 @@ def _count_gpus(
     context_bytes: int = 0,
     largest: int = 64,
 ) -> int | None:
-    return DeviceMaps(skeleton, Quantization.NONE).count_gpus(
+    return DeviceMaps(RoutedSkeleton.of(skeleton), Quantization.NONE).count_gpus(
         gpu_memory_bytes=gpu_memory_bytes,
         cache_bytes=cache_bytes,
         activation_bytes=activation_bytes,
@@ -48,7 +67,7 @@ def _count_gpus(
 
 
 def test_seven_layers_of_mixtral_lie_on_a_card_of_24_gib(mixtral: PreTrainedModel) -> None:
-    ranks = share_by_device_map(mixtral, gpu_memory_bytes=24 * GIB, num_gpus=1)
+    ranks = _share(mixtral, gpu_memory_bytes=24 * GIB, num_gpus=1)
     assert ranks.num_layers == (7,)
     assert ranks.weights_bytes == (MIXTRAL_EMBEDDING + 7 * MIXTRAL_LAYER,)
     assert ranks.reason == "25 of 32 layers are left to the host's memory"
@@ -61,30 +80,26 @@ def test_other_models_need_the_number_of_24_gib_gpus_that_was_seen(
     name: str, num_layers: int, num_left: int
 ) -> None:
     skeleton = build_published_skeleton(name)
-    ranks = share_by_device_map(skeleton, gpu_memory_bytes=24 * GIB, num_gpus=1)
+    ranks = _share(skeleton, gpu_memory_bytes=24 * GIB, num_gpus=1)
     assert ranks.num_layers == (num_layers,)
     assert ranks.reason is not None
     assert ranks.reason.startswith(f"{num_left} of ")
 
 
 def test_what_is_reserved_is_not_filled(mixtral: PreTrainedModel) -> None:
-    ranks = share_by_device_map(
-        mixtral, gpu_memory_bytes=24 * GIB, num_gpus=1, reserve_bytes=MIXTRAL_LAYER
-    )
+    ranks = _share(mixtral, gpu_memory_bytes=24 * GIB, num_gpus=1, reserve_bytes=MIXTRAL_LAYER)
     assert ranks.num_layers == (6,)
 
 
 def test_more_reserved_than_there_is_leaves_all_to_the_host(mixtral: PreTrainedModel) -> None:
-    ranks = share_by_device_map(mixtral, gpu_memory_bytes=GIB, num_gpus=2, reserve_bytes=2 * GIB)
+    ranks = _share(mixtral, gpu_memory_bytes=GIB, num_gpus=2, reserve_bytes=2 * GIB)
     assert ranks.weights_bytes == (0, 0)
     assert ranks.num_layers == (0, 0)
 
 
 def test_bitsandbytes_leaves_a_tenth_free(mixtral: PreTrainedModel) -> None:
     # 0.9 · 24 GiB hold the embedding, the room for one layer, and six layers: not seven.
-    ranks = share_by_device_map(
-        mixtral, gpu_memory_bytes=24 * GIB, num_gpus=1, quantization=Quantization.INT8
-    )
+    ranks = _share(mixtral, gpu_memory_bytes=24 * GIB, num_gpus=1, quantization=Quantization.INT8)
     assert ranks.num_layers == (6,)
 
 
@@ -95,19 +110,21 @@ def test_bitsandbytes_leaves_a_tenth_free(mixtral: PreTrainedModel) -> None:
 def test_gpus_that_hold_a_model_hold_each_of_its_tensors_once(family: str) -> None:
     skeleton = build_family_skeleton(family)
     total = _sum_tensors(skeleton)
-    ranks = share_by_device_map(skeleton, gpu_memory_bytes=total, num_gpus=3)
+    ranks = _share(skeleton, gpu_memory_bytes=total, num_gpus=3)
     assert ranks.reason is None
     assert sum(ranks.weights_bytes) == total
     assert ranks.num_layers is not None
-    assert sum(ranks.num_layers) == len(find_decoder_layers(skeleton))
+    assert sum(ranks.num_layers) == len(find_decoder_layers(RoutedSkeleton.of(skeleton)))
 
 
 def test_layers_of_towers_and_encoders_are_not_the_decoders() -> None:
-    paths = list(find_decoder_layers(build_family_skeleton("gemma4")))
+    paths = list(find_decoder_layers(RoutedSkeleton.of(build_family_skeleton("gemma4"))))
     assert paths == [f"model.language_model.layers.{n}" for n in range(4)]
-    paths = list(find_decoder_layers(build_family_skeleton("nllb-moe")))
+    paths = list(find_decoder_layers(RoutedSkeleton.of(build_family_skeleton("nllb-moe"))))
     assert paths == [f"model.decoder.layers.{n}" for n in range(2)]
-    paths = list(find_decoder_layers(build_family_skeleton("openai_privacy_filter")))
+    paths = list(
+        find_decoder_layers(RoutedSkeleton.of(build_family_skeleton("openai_privacy_filter")))
+    )
     assert len(paths) == 4
 
 
@@ -116,7 +133,7 @@ def test_what_lies_outside_of_layers_may_be_what_is_left() -> None:
     embedding = 4 * 100_000 * 64
     layers = _sum_tensors(skeleton) - 2 * embedding
     # The first GPU keeps room for the largest part still to come: the head, as large as itself.
-    ranks = share_by_device_map(skeleton, gpu_memory_bytes=2 * embedding + layers - 1, num_gpus=1)
+    ranks = _share(skeleton, gpu_memory_bytes=2 * embedding + layers - 1, num_gpus=1)
     assert ranks.num_layers is not None
     assert ranks.num_layers[0] == 4
     assert ranks.reason == "parts outside of layers are left to the host's memory"
@@ -130,9 +147,9 @@ def test_the_number_of_gpus_is_the_smallest_with_which_everything_has_room(
         mixtral, 24 * GIB, cache_bytes=4 * GIB, activation_bytes=GIB, context_bytes=GIB
     )
     assert found == 5
-    four = share_by_device_map(mixtral, gpu_memory_bytes=24 * GIB, num_gpus=4, reserve_bytes=GIB)
+    four = _share(mixtral, gpu_memory_bytes=24 * GIB, num_gpus=4, reserve_bytes=GIB)
     assert four.reason is not None
-    five = share_by_device_map(mixtral, gpu_memory_bytes=24 * GIB, num_gpus=5, reserve_bytes=GIB)
+    five = _share(mixtral, gpu_memory_bytes=24 * GIB, num_gpus=5, reserve_bytes=GIB)
     assert five.reason is None
     assert five.num_layers == (6, 7, 7, 7, 5)
     # 7 of 32 layers: 18.95 GiB of weights, 0.875 GiB of cache.
@@ -203,7 +220,7 @@ def _has_room(
     cache_per_layer: int,
     activation_bytes: int,
 ) -> bool:
-    ranks = share_by_device_map(skeleton, gpu_memory_bytes=gpu_memory_bytes, num_gpus=num_gpus)
+    ranks = _share(skeleton, gpu_memory_bytes=gpu_memory_bytes, num_gpus=num_gpus)
     assert ranks.num_layers is not None
     return ranks.reason is None and all(
         weights + num * cache_per_layer + activation_bytes <= gpu_memory_bytes
@@ -216,7 +233,7 @@ def test_nobody_is_warned_of_gpus_that_this_machine_lacks(
 ) -> None:
     logger = logging.getLogger("accelerate.utils.modeling")
     with caplog.at_level(logging.INFO), caplog.at_level(logging.INFO, logger=logger.name):
-        share_by_device_map(mixtral, gpu_memory_bytes=48 * GIB, num_gpus=2)
+        _share(mixtral, gpu_memory_bytes=48 * GIB, num_gpus=2)
         assert logger.level == logging.INFO
     assert not [record for record in caplog.records if record.name == logger.name]
 
@@ -225,7 +242,7 @@ def test_the_dtype_decides_how_many_layers_fit() -> None:
     bf16 = build_published_skeleton("mixtral-8x7b")
     fp32 = build_published_skeleton("mixtral-8x7b", dtype=torch.float32)
     ranks = [
-        share_by_device_map(skeleton, gpu_memory_bytes=48 * GIB, num_gpus=1).num_layers
+        _share(skeleton, gpu_memory_bytes=48 * GIB, num_gpus=1).num_layers
         for skeleton in (bf16, fp32)
     ]
     assert ranks == [(16,), (7,)]

@@ -12,7 +12,8 @@ from transformers.initialization import no_tie_weights
 from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
 from moetool.memory.sharing.shards import Shard, UnknownStyle, find_shard, split_evenly
-from tests.families.tiny.configs import build_config, find_family
+from tests.families.tiny.configs import build_config
+from tests.families.tiny.families import find_family
 from tests.memory.published_skeletons import build_published_skeleton
 from tests.memory.sharing.fake_ranks import count_loaded_bytes, sharing
 from tests.simulation.skeletons import build_family_skeleton
@@ -195,7 +196,7 @@ def test_an_unknown_style_is_a_reason() -> None:
         "it is unknown how the style 'diagonal' shares model.layers.0.self_attn.o_proj.weight"
     )
     with pytest.raises(UnknownStyle):
-        find_shard("diagonal", path="weight", num_dims=2)
+        find_shard("diagonal", name="weight", num_dims=2)
 
 
 @given(size=st.integers(1, 500), num_gpus=st.integers(1, 20), num_packed=st.integers(1, 3))
@@ -219,21 +220,21 @@ def test_packed_matrices_are_cut_one_by_one() -> None:
 
 
 def test_a_bias_of_columns_is_on_every_gpu_and_one_of_rows_is_cut() -> None:
-    assert find_shard("rowwise", path="o_proj.bias", num_dims=1) is None
-    columns = find_shard("rowwise", path="sinks", num_dims=1)
+    assert find_shard("rowwise", name="bias", num_dims=1) is None
+    columns = find_shard("rowwise", name="sinks", num_dims=1)
     assert columns is not None
     assert columns.dim == 0
-    rows = find_shard("colwise", path="q_proj.bias", num_dims=1)
+    rows = find_shard("colwise", name="bias", num_dims=1)
     assert rows is not None
     assert (rows.dim, rows.num_packed) == (0, 1)
-    assert find_shard("packed_rowwise", path="experts.down_proj_bias", num_dims=1) is None
+    assert find_shard("packed_rowwise", name="down_proj_bias", num_dims=1) is None
 
 
 def test_stacks_and_embeddings_are_cut_where_their_features_lie() -> None:
-    assert find_shard("packed_colwise", path="gate_up_proj", num_dims=3) == Shard(1, num_packed=2)
-    assert find_shard("packed_rowwise", path="gate_up_proj", num_dims=3) == Shard(2, num_packed=2)
-    assert find_shard("embedding_rowwise", path="embed.weight", num_dims=2) == Shard(0)
-    assert find_shard("embedding_colwise", path="embed.weight", num_dims=2) == Shard(1)
+    assert find_shard("packed_colwise", name="gate_up_proj", num_dims=3) == Shard(1, num_packed=2)
+    assert find_shard("packed_rowwise", name="gate_up_proj", num_dims=3) == Shard(2, num_packed=2)
+    assert find_shard("embedding_rowwise", name="weight", num_dims=2) == Shard(0)
+    assert find_shard("embedding_colwise", name="weight", num_dims=2) == Shard(1)
 
 
 def test_a_tied_head_is_held_once_however_it_is_known_to_be_tied() -> None:

@@ -16,7 +16,7 @@ SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=2, dtype=
 
 def test_there_is_a_row_for_each_strategy_and_number_of_gpus(tmp_path: Path) -> None:
     runs = make_runs(save_config("olmoe", tmp_path))
-    held = runs.loader.load(SCENARIO).held
+    held = runs.loader.load(SCENARIO).routed_held
     assert held is not None
     ranks = list_ranks(
         held,

@@ -17,7 +17,8 @@ from moetool.simulation.meta.generation import CantSimulate
 from tests.families.tiny.models import available
 from tests.simulation.skeletons import build_family_skeleton, deepen
 
-SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=3)
+# A prompt and one step: each family's later steps are run where every family is estimated.
+SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=2)
 
 
 def find_outcome(family: str, **overrides: object) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ from moetool.simulation.memory.memory_run import (
     MemoryRun,
     RunOptions,
 )
-from moetool.simulation.memory.seen_runs import SeenByOptions
 from moetool.simulation.memory.timeline import AllocatedParts
 from tests.simulation.skeletons import build_family_skeleton
 
@@ -34,6 +33,7 @@ def run(
     *,
     family: str = "olmoe",
     is_brief: bool = False,
+    is_only_begun: bool = False,
     step_budget: StepBudget = DEFAULT_BUDGET,
     block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET,
     **overrides: Any,
@@ -45,6 +45,7 @@ def run(
         workspace_bytes=2**20,
         context_bytes=1000,
         is_brief=is_brief,
+        is_only_begun=is_only_begun,
         step_budget=step_budget,
         block_budget=block_budget,
     )
@@ -158,6 +159,14 @@ def test_in_brief_it_takes_as_much() -> None:
     assert brief.notes == ()
 
 
+def test_a_run_that_is_only_begun_is_that_of_its_prompt() -> None:
+    scenario = replace(SCENARIO, num_new_tokens=40)
+    begun = run(scenario, is_brief=True, is_only_begun=True)
+    assert begun.peaks == run(scenario, is_brief=True).peaks[:1]
+    prompt = run(replace(scenario, num_new_tokens=1))
+    assert begun.figures == prompt.figures
+
+
 @pytest.mark.parametrize(("num_new_tokens", "lengths"), [(4, [(32, 4)]), (9, [(32, 2), (39, 2)])])
 def test_in_brief_only_ends_of_a_long_generation_run(
     num_new_tokens: int, lengths: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
@@ -216,32 +225,6 @@ def test_layers_that_process_one_token_at_a_time_are_approximate() -> None:
     for name in ("cache_bytes", "peak_allocated_bytes"):
         expected = getattr(whole.figures, name)
         assert abs(getattr(shown.figures, name) - expected) <= 0.01 * expected
-
-
-def test_short_prompts_run_once_for_all_longer_ones_of_a_batch() -> None:
-    skeleton = build_family_skeleton("jamba").eval()
-    seen = SeenByOptions()
-
-    def simulate(num_prompt_tokens: int, seen: SeenByOptions | None) -> tuple[SimulatedRun, int]:
-        scenario = Scenario(batch_size=2, num_prompt_tokens=num_prompt_tokens, num_new_tokens=4)
-        passes: list[str] = []
-        shown = run_scenario(
-            skeleton,
-            scenario,
-            workspace_bytes=2**20,
-            context_bytes=1000,
-            block_budget=FEW_BLOCKS,
-            seen_before=seen,
-            on_step=passes.append,
-        )
-        return replace(shown, replay=None), sum("," not in step for step in passes)
-
-    _, num_passes = simulate(320, seen)
-    again, num_passes_again = simulate(480, seen)
-    alone, num_passes_alone = simulate(480, None)
-    assert again == alone
-    assert again.notes
-    assert num_passes == num_passes_alone > num_passes_again
 
 
 def test_other_weights_shift_everything_but_the_cache() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from moetool.anatomy.skeleton.build import build_whole_skeleton
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.catalogue.gpus import Gpu, find_gpu
 from moetool.catalogue.published import read_published_config
 from moetool.checkpoint.config import make_config
@@ -76,14 +77,15 @@ def bound(
     routing: Routing | None = None,
     unquantized: PreTrainedModel | None = None,
 ) -> SpeedBound:
+    plain = RoutedSkeleton.of(unquantized or skeleton)
     return bound_speed(
         skeleton,
         scenario or Scenario(),
         gpu or make_gpu(bf16_peak=1e12),
         cache_bytes=cache_bytes,
-        choices=find_choices(unquantized or skeleton),
+        choices=find_choices(plain),
         routing=routing,
-        unquantized=unquantized,
+        unquantized=plain,
     )
 
 
@@ -182,7 +184,7 @@ def test_there_is_no_bound_where_choices_are_unknown() -> None:
 
 
 def test_a_recorded_routing_is_used_phase_by_phase() -> None:
-    choices = find_choices(build_mixtral())
+    choices = find_choices(RoutedSkeleton.of(build_mixtral()))
     assert choices is not None
     decode = {layer.experts_path: np.array([1.0, 0.5, 0.5] + [0.0] * 5) for layer in choices}
     prefill = {path: np.array([1.0, 1.0] + [0.0] * 6) for path in decode}
@@ -309,7 +311,7 @@ def test_a_larger_scenario_is_never_faster(
 
 
 def test_uniform_routing_is_assumed_without_a_trace() -> None:
-    choices = find_choices(build_tiny())
+    choices = find_choices(RoutedSkeleton.of(build_tiny()))
     assert choices is not None
     given_routing = assume_uniform_routing(choices)
     assert bound(build_tiny(), routing=given_routing) == bound(build_tiny())

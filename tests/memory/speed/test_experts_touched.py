@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.errors import InputError
 from moetool.memory.answers.figures import Phase
 from moetool.memory.speed.experts_touched import (
@@ -27,8 +28,8 @@ from moetool.memory.speed.experts_touched import (
 from moetool.memory.speed.recorded_routing import read_routing
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.rows import assignment_rows
-from tests.families.tiny.configs import NUM_EXPERTS as NUM_TINY_EXPERTS
-from tests.families.tiny.configs import TOP_K
+from tests.families.tiny.sizes import NUM_EXPERTS as NUM_TINY_EXPERTS
+from tests.families.tiny.sizes import TOP_K
 from tests.simulation.skeletons import build_family_skeleton
 from tests.trace.examples import (
     NUM_EXPERTS,
@@ -256,7 +257,7 @@ def test_a_token_that_chooses_an_expert_twice_is_refused(tmp_path: Path) -> None
 
 
 def test_choices_are_asked_of_the_model() -> None:
-    choices = find_choices(build_family_skeleton("mixtral"))
+    choices = find_choices(RoutedSkeleton.of(build_family_skeleton("mixtral")))
     assert choices is not None
     assert [layer.experts_path for layer in choices] == MIXTRAL_LAYERS
     assert {layer.num_experts for layer in choices} == {NUM_TINY_EXPERTS}
@@ -264,7 +265,7 @@ def test_choices_are_asked_of_the_model() -> None:
 
 
 def test_layers_that_only_images_are_routed_in_are_no_choice_of_text() -> None:
-    choices = find_choices(build_family_skeleton("ernie4_5_vl_moe"))
+    choices = find_choices(RoutedSkeleton.of(build_family_skeleton("ernie4_5_vl_moe")))
     assert choices
     assert {layer.stack for layer in choices} == {"decoder"}
 
@@ -272,13 +273,13 @@ def test_layers_that_only_images_are_routed_in_are_no_choice_of_text() -> None:
 def test_a_dense_model_has_no_choices() -> None:
     config = LlamaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     with torch.device("meta"):
-        assert find_choices(LlamaForCausalLM(config)) == {}
+        assert find_choices(RoutedSkeleton.of(LlamaForCausalLM(config))) == {}
 
 
 def test_choices_are_unknown_where_experts_cannot_be_read() -> None:
     skeleton = build_family_skeleton("mixtral")
     skeleton.model.norm.num_experts = 4
-    assert find_choices(skeleton) is None
+    assert find_choices(RoutedSkeleton.of(skeleton)) is None
 
 
 def test_choices_are_unknown_where_the_top_k_of_a_layer_is(
@@ -288,4 +289,4 @@ def test_choices_are_unknown_where_the_top_k_of_a_layer_is(
         "moetool.anatomy.skeleton.routed_skeleton.find_top_k",
         lambda _model, layer, **_: None if layer.layer == 2 else TOP_K,
     )
-    assert find_choices(build_family_skeleton("mixtral")) is None
+    assert find_choices(RoutedSkeleton.of(build_family_skeleton("mixtral"))) is None

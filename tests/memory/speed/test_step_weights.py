@@ -13,6 +13,7 @@ from moetool.anatomy.skeleton.table import count_skeleton
 from moetool.memory.speed.experts_touched import find_choices
 from moetool.memory.speed.step_weights import (
     Arithmetic,
+    ParameterRoles,
     ProductFlops,
     ReadBytes,
     count_product_flops,
@@ -34,14 +35,18 @@ HEAD = WIDTH * VOCABULARY
 TABLE_OF_POSITIONS = {"switch_transformers": 256}
 
 
+def roles_in(plain: PreTrainedModel) -> ParameterRoles:
+    routed = RoutedSkeleton.of(plain)
+    return ParameterRoles(routed, find_choices(routed) or {})
+
+
 def read_bytes_of(skeleton: PreTrainedModel, plain: PreTrainedModel | None = None) -> ReadBytes:
-    plain = plain or skeleton
-    return count_read_bytes(skeleton, plain, find_choices(plain) or {})
+    return count_read_bytes(skeleton, roles_in(plain or skeleton))
 
 
 def flops_of(skeleton: PreTrainedModel, plain: PreTrainedModel | None = None) -> ProductFlops:
-    plain = plain or skeleton
-    return count_product_flops(skeleton, plain, find_choices(plain) or {})
+    choices = find_choices(RoutedSkeleton.of(plain or skeleton)) or {}
+    return count_product_flops(skeleton, roles_in(plain or skeleton), choices)
 
 
 def test_bytes_of_mixtral_by_hand() -> None:
@@ -65,7 +70,7 @@ def test_flops_of_mixtral_by_hand() -> None:
 @pytest.mark.parametrize("family", available())
 def test_one_token_reads_the_parameters_that_the_table_calls_active(family: str) -> None:
     skeleton = build_family_skeleton(family)
-    choices = find_choices(skeleton)
+    choices = find_choices(RoutedSkeleton.of(skeleton))
     assert choices
     table = count_skeleton(RoutedSkeleton.of(skeleton), dtype=torch.float32)
     active = table.count_active(ActiveDefinition.WITHOUT_INPUT_EMBEDDING)

@@ -23,7 +23,7 @@ from moetool.quantizing.on_meta.skeleton import quantize_skeleton
 from moetool.quantizing.quantizer import make_config as make_loading_config
 from moetool.simulation.repeated.fingerprints import Fingerprints
 from tests.families.quantized_loading import NOT_A_FUSED_PAIR
-from tests.families.tiny.configs import FAMILIES
+from tests.families.tiny.families import FAMILIES
 from tests.quantizing.held_sizes import sizes_held, sizes_really_held
 from tests.simulation.skeletons import build_family_skeleton
 from tests.tiny_models import build_config, build_model

@@ -39,7 +39,7 @@ def near(value: object) -> Any:
 @pytest.fixture(scope="module", params=["random", "demo"])
 def trace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if request.param == "demo":
-        found: Path = request.getfixturevalue("demo_trace")
+        found: Path = request.getfixturevalue("short_demo_trace")
         return found
     path = tmp_path_factory.mktemp("payload") / "trace.csv"
     table = make_random_trace((9, 6, 12, 8, 7, 5), router=ROUTER, num_prompt_tokens=5, seed=3)

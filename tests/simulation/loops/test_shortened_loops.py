@@ -15,7 +15,7 @@ from moetool.simulation.loops.shortened_loops import ShortenedLoops
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory.memory_run import BlockBudget, MemoryRun, RunOptions
-from moetool.simulation.memory.seen_runs import SeenRuns
+from moetool.simulation.memory.seen_runs import GivenTokens, SeenRuns
 from moetool.simulation.memory.steps.unrolled_loops import unroll_whole
 from moetool.simulation.memory.timeline import Call, Origins, Timeline
 from moetool.simulation.meta.dispatch import DispatchMode
@@ -118,7 +118,7 @@ def record(scan: nn.Module, *, is_shortened: bool, max_blocks: int | None = None
         stack.enter_context(known)
         stack.enter_context(RepeatedLayers(model, observers=[recorder]))
         if is_shortened:
-            stack.enter_context(ShortenedLoops(model, recorder, known, is_active=lambda: True))
+            stack.enter_context(ShortenedLoops(model, recorder, known, lambda: True))
         stack.enter_context(recorder)
         rows = torch.empty(NUM_ROWS, 4, 4, device="meta")
         result = model(rows, torch.empty(4, 4, device="meta"))
@@ -252,7 +252,7 @@ def test_a_prompt_with_more_chunks_is_expected_from_shorter_ones() -> None:
     run = MemoryRun(skeleton, RunOptions(), seen=seen)
     for num_tokens in (520, 600, 750):
         run.generate(num_prompt_tokens=num_tokens, num_new_tokens=2)
-    expected = seen.expect(1, 1000)
+    expected = seen.expect(1, GivenTokens(1000))
     ran = MemoryRun(skeleton, RunOptions()).generate(num_prompt_tokens=1000, num_new_tokens=2)
     assert expected is not None
     assert expected.loops == ran.loops

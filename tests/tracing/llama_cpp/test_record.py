@@ -10,10 +10,12 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from moetool import read_trace, trace_model
 from moetool.errors import DenseModelError, InputError, UntraceableError, UsageError
 from moetool.library import trace_gguf as library
 from moetool.report.imports import render_result_text
@@ -135,6 +137,88 @@ def test_rows_go_to_stdout_once_all_are_known(
     assert "rows to stdout" in done.stderr
     failed = run_moetool("route-trace", path, "--prompt", "please crash", "--format", "csv")
     assert (failed.returncode, failed.stdout) == (5, "")
+
+
+@pytest.mark.usefixtures("planted")
+def test_the_function_returns_the_rows_that_it_would_write(path: Path, tmp_path: Path) -> None:
+    prompts = [{"id": "a", "domain": "x", "text": "one two"}, {"id": "b", "text": "three"}]
+    steps: list[str] = []
+    kept = trace_model(path, prompts, max_new_tokens=3, on_progress=steps.append)
+    assert steps == ["running llama.cpp"]
+    written = trace_model(path, prompts, max_new_tokens=3, output=tmp_path / "t.parquet")
+    assert (kept.path, written.path) == (None, tmp_path / "t.parquet")
+    assert kept.num_rows == written.num_rows == (2 + 1 + 2 * 2) * len(LAYERS) * 2
+    assert kept.metadata == written.metadata
+    assert kept.counts.groups == ("x", "(none)")
+    rows = read_trace(tmp_path / "t.parquet")
+    for each in (kept, written):
+        pd.testing.assert_frame_equal(each.to_frame(), rows)
+    pd.testing.assert_frame_equal(read_trace(kept.save(tmp_path / "saved.parquet")), rows)
+
+
+def test_the_function_passes_on_the_settings_of_llama_cpp(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[LlamaCppOptions] = []
+
+    def run(
+        path: Path, prompts: list[str], options: LlamaCppOptions, *, routed_layers: Collection[int]
+    ) -> Iterator[RecordedPrompt]:
+        del path, prompts, routed_layers
+        seen.append(options)
+        raise UntraceableError("seen", hint="none")
+
+    monkeypatch.setattr(library, "record_prompts", run)
+    with pytest.raises(UntraceableError, match="seen"):
+        trace_model(
+            path,
+            ["text"],
+            special_tokens=False,
+            max_prompt_tokens=9,
+            layers=[1],
+            max_new_tokens=2,
+            n_gpu_layers=0,
+            threads=3,
+            ctx_size=64,
+            ubatch_size=16,
+            cache_type_k="f32",
+            cache_type_v="q8_0",
+            flash_attn="off",
+        )
+    assert seen == [
+        LlamaCppOptions(
+            special_tokens=False,
+            max_prompt_tokens=9,
+            layers=frozenset({1}),
+            max_new_tokens=2,
+            num_gpu_layers=0,
+            num_threads=3,
+            context=64,
+            ubatch=16,
+            type_k="f32",
+            type_v="q8_0",
+            flash_attention="off",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtype": "float16"}, "--dtype has no effect"),
+        ({"resume": True}, "--resume has no effect"),
+        ({"probabilities": True}, "--probabilities has no effect"),
+        ({"ubatch_size": 0}, "size of a micro-batch can't be 0"),
+        ({"flash_attn": "maybe"}, "'maybe'"),
+    ],
+)
+def test_the_function_refuses_what_the_command_refuses(
+    path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        trace_model(path, ["text"], **options)
+    with pytest.raises(UsageError, match="--threads is about GGUF files"):
+        trace_model("demo", ["text"], threads=1)
 
 
 def test_a_dense_file_is_not_run(tmp_path: Path) -> None:

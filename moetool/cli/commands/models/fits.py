@@ -18,7 +18,6 @@ from moetool.cli.options.shared import (
     OutputOption,
     QuietOption,
 )
-from moetool.cli.options.values import check_experts
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.errors import UsageError
 from moetool.memory.fitting.model_fit import FitSort
@@ -108,14 +107,11 @@ def fits(
 
     chosen = choose_report_format(output_format, output)
     check_report_path(output, force=force)
-    check_experts(experts, quantization)
     scenario = Scenario(
         batch_size=batch_size,
         num_prompt_tokens=Scenario.num_prompt_tokens if prompt_tokens is None else prompt_tokens,
         num_new_tokens=NUM_NEW_TOKENS if new_tokens is None else new_tokens,
-        quantization=quantization,
-        is_double_quantized=double_quantization,
-        experts=experts,
+        **loading.read(quantization, double_quantization, experts),
     )
     given = {"num_prompt_tokens": prompt_tokens, "num_new_tokens": new_tokens}
     selected = select_models(read_published_models().values(), family=family).models

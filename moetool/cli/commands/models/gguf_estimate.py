@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool.cli.failures import Failures
-from moetool.cli.output import print_or_write, see_output
+from moetool.cli.writing.estimates import EstimateFiles
 
 if TYPE_CHECKING:
     from moetool.checkpoint.reference import ModelReference
     from moetool.memory.serving.gguf.question import GgufQuestion
-    from moetool.report.renderer import ReportFormat
 
 
 def write_file_estimates(
     references: Mapping[str, ModelReference],
     question: GgufQuestion,
     failures: Failures,
-    chosen: ReportFormat,
-    output: Path | None,
+    files: EstimateFiles,
     *,
     revision: str | None,
-    force: bool,
 ) -> None:
     """Print or write what llama.cpp allocates for each file.
 
@@ -32,10 +27,8 @@ def write_file_estimates(
         references: The files by name, in the order of the report.
         question: What is asked of each.
         failures: Gets those that can't be estimated.
-        chosen: The format of the report.
-        output: Its file; None for stdout.
+        files: Of the report.
         revision: Branch, tag or commit, for files on the Hub.
-        force: Whether to replace the file.
     """
     from moetool.checkpoint.gguf.hub_files import open_named_gguf
     from moetool.memory.serving.gguf.estimate import estimate_gguf
@@ -47,6 +40,4 @@ def write_file_estimates(
             model = open_named_gguf(reference, revision=revision)
             estimates.append(estimate_gguf(name, model, question))
     failures.check(estimates)
-    view = replace(see_output(output), failures=failures.list_failures())
-    print_or_write(RENDERERS[chosen](estimates, view), output, force=force)
-    failures.finish()
+    files.write_report(RENDERERS, estimates, failures)

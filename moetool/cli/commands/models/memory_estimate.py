@@ -17,6 +17,7 @@ from moetool.cli.options.memory_estimate import (
     scenario,
     training,
 )
+from moetool.cli.options.memory_estimate.gguf_checks import check_models, refuse_foreign
 from moetool.cli.options.memory_estimate.gguf_question import read_question
 from moetool.cli.options.shared import (
     ForceOption,
@@ -27,10 +28,9 @@ from moetool.cli.options.shared import (
     RevisionOption,
     TrustOption,
 )
-from moetool.cli.options.values import check_experts, refuse_loose_sizes
-from moetool.cli.output import check_report_path, choose_report_format
+from moetool.cli.options.values import refuse_loose_sizes
 from moetool.cli.progress import show_status
-from moetool.cli.writing.estimates import write_estimates
+from moetool.cli.writing.estimates import choose_files
 from moetool.memory.scenario import CacheKind, Dtype, Scenario, Task
 from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.quantizing.kinds import Quantization, QuantizedExperts
@@ -103,61 +103,47 @@ def memory_estimate(
     from moetool.memory.sweeps.worker import SweepOptions
 
     refuse_loose_sizes(models, sys.argv[1:])
-    check_experts(experts, quantization)
     of_gguf = (n_gpu_layers, n_cpu_moe, override_tensor, ctx_size, ubatch_size)
-    own = gguf.name_values(*of_gguf, cache_type_k, cache_type_v, flash_attn, tensor_split)
-    has_gguf = gguf.check_models(models, own)
+    own = gguf.GgufValues(*of_gguf, cache_type_k, cache_type_v, flash_attn, tensor_split)
+    has_gguf = check_models(models, own)
     settings = (gpu_memory_utilization, kv_cache_dtype, tensor_parallel, engine_overhead)
     serving = None if has_gguf else engines.read_engine(engine, *settings, gpu=gpu)
-    chosen = choose_report_format(output_format, output)
     sizes = scenario.read_sizes(batch_size, prompt_tokens, new_tokens)
     common = Scenario(
         num_new_tokens=sizes.choose_new_tokens(task),
         task=task,
-        dtype=dtype,
         attention=attention,
-        experts_implementation=experts_implementation,
         cache=cache,
         has_padding=padding,
-        quantization=quantization,
-        is_double_quantized=double_quantization,
-        experts=experts,
         cache_dtype=cache_dtype,
         num_beams=num_beams,
         num_return_sequences=num_return_sequences,
         assistant=assistant,
+        **loading.read(quantization, double_quantization, experts, dtype, experts_implementation),
         **training.read(optimizer, gradient_checkpointing, freeze, lora_rank, lora_targets),
     )
     scenarios = sizes.list_scenarios(common)
     failures = Failures(models)
     references = failures.resolve()
     inputs = [*list_model_files(references.values()), *list_trace_files(trace)]
-    check_report_path(output, force=force, inputs=inputs)
-    hardware.check_save(save, measure=measure, output=output, force=force, inputs=inputs)
-    failures.check(references)
+    files = choose_files(output, output_format, save, measure=measure, force=force, inputs=inputs)
     if has_gguf:
         foreign = (*settings[:3], engine, parallel, save, trace, prompt_tokens, new_tokens)
-        gguf.refuse_foreign(common, foreign, measure=measure)
+        refuse_foreign(common, foreign, measure=measure)
         question = read_question(own, gpu=gpu, overhead=engine_overhead, scenarios=scenarios)
-        write_file_estimates(
-            references, question, failures, chosen, output, revision=revision, force=force
-        )
+        write_file_estimates(references, question, failures, files, revision=revision)
         return
     with show_status(is_quiet=quiet) as show:
-        # Once for all models: this machine's driver is asked about its GPU.
-        named_gpu, group = hardware.take_gpus(gpu, parallel, nodes, serving=serving)
         options = SweepOptions(
             clipped_sizes=sizes.left_out,
-            gpu=named_gpu,
-            parallel=group,
             trace=trace,
             measure=measure,
             serving=serving,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            **hardware.take_gpus(gpu, parallel, nodes, serving=serving),
         )
         asked = [(model, references[model]) for model in models if model in references]
         # torch loads here, after the checks, so that wrong options are reported before.
         estimates = failures.collect(estimate_models(asked, scenarios, options, on_progress=show))
-    write_estimates(estimates, failures, chosen, output, save=save, force=force)
-    failures.finish()
+    files.write(estimates, failures)

@@ -4,57 +4,20 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from moetool.cli.observer import TerminalObserver
-from moetool.cli.options.route_trace import gguf
 from moetool.cli.output import see_terminal
-from moetool.errors import UsageError
 from moetool.wording import number_of
 
 if TYPE_CHECKING:
     from moetool.checkpoint.reference import ModelReference
     from moetool.trace.writing.sink_choice import SinkChoice
     from moetool.tracing.llama_cpp.options import LlamaCppOptions
-    from moetool.tracing.options import TraceOptions
-    from moetool.tracing.processes.processes import Processes
     from moetool.tracing.prompts.prompts import Prompt
-
-
-def choose_options(
-    reference: ModelReference,
-    own: Mapping[str, object],
-    common: TraceOptions,
-    others: Mapping[str, object],
-    *,
-    processes: Processes,
-) -> LlamaCppOptions | None:
-    """Return how llama.cpp is to trace a model; None if it is not a GGUF file.
-
-    Args:
-        reference: The model.
-        own: See `gguf.read_options`, as the next two.
-        common: Those of all models.
-        others: Further options.
-        processes: Those of the run.
-
-    Raises:
-        UsageError: An option of the other kind of model is given, or there are several processes.
-    """
-    from moetool.checkpoint.reference import ModelKind
-
-    if reference.kind is not ModelKind.GGUF:
-        gguf.refuse_own(own)
-        return None
-    options = gguf.read_options(own, common, others)
-    if processes.are_several:
-        raise UsageError(
-            "A GGUF file is traced by one process.", hint="Run the command without torchrun."
-        )
-    return options
 
 
 def trace_file(

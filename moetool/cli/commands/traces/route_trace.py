@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moetool.cli.commands.traces import gguf_trace
+from moetool.cli.commands.traces.recording import record, refuse_several
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_run_inputs
 from moetool.cli.observer import TerminalObserver
@@ -10,11 +10,11 @@ from moetool.cli.options.memory_estimate.gguf import CacheTypeK, CacheTypeV, Uba
 from moetool.cli.options.route_trace import generation as generating
 from moetool.cli.options.route_trace import gguf, quantizing, recording, running
 from moetool.cli.options.route_trace import prompts as prompt_options
+from moetool.cli.options.route_trace.asked_prompts import AskedPrompts
 from moetool.cli.options.shared import ForceOption, PageOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
 from moetool.cli.processes import current_processes, join_processes, runs_together
-from moetool.cli.writing.pages import check_page_of_run, make_page_of_run
-from moetool.cli.writing.runs import choose_files, show_timings, summarize_run
+from moetool.cli.writing.runs import choose_files
 from moetool.memory.scenario import CacheKind, Dtype
 from moetool.quantizing.kinds import Quantization
 from moetool.tracing.prompts.files import PromptFields
@@ -90,32 +90,13 @@ def route_trace(
     with TerminalObserver(is_quiet=quiet, is_silent=not processes.is_first) as observer:
         observer.step("starting")
         from moetool.checkpoint.reference import resolve_model
+        from moetool.tracing.llama_cpp.choice import GgufOptions, choose_llama_cpp
         from moetool.tracing.options import TraceOptions
-        from moetool.tracing.processes.shared_place import share_place
-        from moetool.tracing.prompts.prompts import choose_prompts
-        from moetool.tracing.prompts.tokens import choose_special_tokens
-        from moetool.tracing.trace_model import trace_model
 
     fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
     limits = PromptLimits(limit, limit_per_domain)
-    prompt_options.check_prompt(prompt, fields=fields, limits=limits)
-    prompt_options.check_special_tokens(chat=chat, special_tokens=special_tokens)
+    asked = AskedPrompts(prompts, prompt, fields, limits, chat, special_tokens)
     reference = resolve_model(model)
-    inputs = list_run_inputs(reference, prompts, device_map=device_map)
-    check_page_of_run(report, trace=output, force=force, inputs=inputs)
-    generation = generating.read_generation(max_new_tokens, temperature, top_p, seed, cache)
-    sink, open_texts = choose_files(
-        output,
-        output_format,
-        save_text,
-        generation=generation,
-        with_probabilities=probabilities,
-        with_saliency=saliency,
-        force=force,
-        resume=resume,
-        inputs=inputs,
-        is_first=processes.is_first,
-    )
     chosen = quantizing.read_quantization(quantization, double_quantization, quantize_experts)
     options = TraceOptions(
         revision=revision,
@@ -128,41 +109,42 @@ def route_trace(
         batch_size=batch_size,
         max_batch_tokens=max_batch_tokens,
         layers=parse_layers(layers),
-        special_tokens=choose_special_tokens(chat=chat, special_tokens=special_tokens),
+        special_tokens=asked.choose_special_tokens(),
         max_prompt_tokens=max_prompt_tokens,
         with_probabilities=probabilities,
         with_saliency=saliency,
         allow_inexact=allow_inexact,
-        generation=generation,
+        generation=generating.read_generation(max_new_tokens, temperature, top_p, seed, cache),
     )
-    own = gguf.name_values(
+    files = choose_files(
+        output,
+        output_format,
+        save_text,
+        report,
+        options=options,
+        force=force,
+        resume=resume,
+        inputs=list_run_inputs(reference, prompts, device_map=device_map),
+        is_first=processes.is_first,
+    )
+    own = GgufOptions(
         n_gpu_layers, threads, ctx_size, ubatch_size, cache_type_k, cache_type_v, flash_attn
     )
     others = {"--resume": resume, "--save-text": save_text, "--show": show, "--verbose": verbose}
-    of_llama_cpp = gguf_trace.choose_options(reference, own, options, others, processes=processes)
+    of_llama_cpp = choose_llama_cpp(reference, own, options, others)
+    refuse_several(processes, of_llama_cpp=of_llama_cpp)
     with observer:
-        join_processes(observer.step, has_file=sink.target is not None)
-        if prompts != "-":  # which may be typed on the terminal
-            observer.step("reading prompts")
-        read = choose_prompts(prompts, prompt, fields=fields, limits=limits, chat=chat)
-        run = None
-        if of_llama_cpp is not None:
-            gguf_trace.trace_file(reference, read, of_llama_cpp, sink, observer, force=force)
-        else:
-            run = trace_model(
-                reference,
-                read,
-                options,
-                place=share_place(sink, processes, plan=parallel),
-                observer=observer,
-                open_texts=open_texts,
-                num_excerpts=0 if quiet else show,
-                clock=clock,
-                processes=processes,
-            )
+        join_processes(observer.step, has_file=files.sink.target is not None)
+        run = record(
+            reference,
+            asked.read(observer.step),
+            options,
+            of_llama_cpp,
+            files,
+            observer,
+            num_excerpts=0 if quiet else show,
+            clock=clock,
+            processes=processes,
+        )
     if processes.is_first:
-        if run is not None:
-            summarize_run(run, observer, sink=sink, texts=save_text)
-        make_page_of_run(report, trace=sink.target, force=force, is_quiet=quiet)
-        if run is not None and verbose:
-            show_timings(run)
+        files.show(run, observer, timings=verbose)

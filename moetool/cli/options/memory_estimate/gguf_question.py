@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from moetool.cli.options.memory_estimate.gguf import DEFAULT_UBATCH
+from moetool.cli.options.memory_estimate.gguf import DEFAULT_UBATCH, GgufValues
 from moetool.errors import UsageError
 from moetool.wording import number_of
 
@@ -23,7 +23,7 @@ _MOST_GPUS = 16
 
 
 def read_question(
-    values: Mapping[str, Any],
+    values: GgufValues,
     *,
     gpu: str | None,
     overhead: str | None,
@@ -44,19 +44,19 @@ def read_question(
             "GGUF files are estimated for one number of sequences at a time.",
             hint="Name one --batch-size.",
         )
-    types = [values["type_k"] or "f16", values["type_v"] or "f16"]
+    types = [values.type_k or "f16", values.type_v or "f16"]
     for each in types:
         if each not in _CACHE_TYPES:
             raise UsageError(
                 f"'{each}' is not a type that llama.cpp caches in.",
                 hint=f"Name one of {', '.join(_CACHE_TYPES)}.",
             )
-    mode = values["flash_attention"] or "auto"
+    mode = values.flash_attention or "auto"
     if mode not in _MODES:
         raise UsageError(
             f"'{mode}' is not a mode of flash attention.", hint="Name on, off or auto."
         )
-    if gpu is None and (values["num_gpu_layers"] or values["num_cpu_moe"] or values["moves"]):
+    if gpu is None and (values.num_gpu_layers or values.num_cpu_moe or values.moves):
         raise UsageError(
             "Layers and tensors are divided between the CPU and a GPU, and no GPU is named.",
             hint="Name a GPU with --gpu, such as rtx-4090 or 24GiB.",
@@ -73,13 +73,13 @@ def read_question(
     return GgufQuestion(
         gpu=kind,
         num_gpus=num_gpus,
-        shares=_read_shares(values["shares"], num_gpus=num_gpus),
+        shares=_read_shares(values.shares, num_gpus=num_gpus),
         overhead_bytes=0 if overhead is None else parse_memory(overhead),
-        num_gpu_layers=values["num_gpu_layers"],
-        num_cpu_moe=values["num_cpu_moe"] or 0,
-        moves=_read_moves(values["moves"], num_gpus=num_gpus),
-        context=values["context"],
-        ubatch=values["ubatch"] or DEFAULT_UBATCH,
+        num_gpu_layers=values.num_gpu_layers,
+        num_cpu_moe=values.num_cpu_moe or 0,
+        moves=_read_moves(values.moves, num_gpus=num_gpus),
+        context=values.context,
+        ubatch=values.ubatch or DEFAULT_UBATCH,
         num_sequences=scenarios[0].batch_size,
         type_k=types[0],
         type_v=types[1],

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moetool.cli.options.completion import complete_gpus
 from moetool.cli.options.shared import FLAG
-from moetool.errors import UsageError
-from moetool.output.targets import check_target_file
 
 if TYPE_CHECKING:
-    from moetool.catalogue.gpus import Gpu as KnownGpu
-    from moetool.memory.machine.gpu_group import GpuGroup
     from moetool.memory.serving.answer import ServingOptions
 
 _HARDWARE_PANEL = "Hardware"
@@ -83,8 +78,10 @@ Save = Annotated[
 
 def take_gpus(
     gpu: str | None, parallel: str | None, num_nodes: int, *, serving: ServingOptions | None
-) -> tuple[KnownGpu | None, GpuGroup | None]:
-    """Return the GPU that was named, and the group if there are several; None for what is not.
+) -> dict[str, Any]:
+    """Return the options of a sweep about GPUs: the one that was named, and the group of several.
+
+    This machine's driver may be asked about its GPU.
 
     Raises:
         UsageError: The GPU is unknown, or the ways to share a model don't go with it.
@@ -95,25 +92,5 @@ def take_gpus(
 
     group = take_group(gpu, parallel, num_nodes=num_nodes, default=choose_default_way(serving))
     if group is not None:
-        return group.gpu, group
-    return None if gpu is None else take_gpu(gpu), None
-
-
-def check_save(
-    save: Path | None, *, measure: bool, output: Path | None, force: bool, inputs: Iterable[Path]
-) -> None:
-    """Check the file of `--save` before anything runs.
-
-    Raises:
-        UsageError: Nothing is measured, the report goes to the same file, or it can't be written.
-    """
-    if save is None:
-        return
-    if not measure:
-        raise UsageError(
-            "A receipt holds a measurement, and nothing is measured.",
-            hint="Add --measure, or leave out --save.",
-        )
-    if output is not None and save.absolute() == output.absolute():
-        raise UsageError(f"'{save}' is named by --output too.", hint="Name two files.")
-    check_target_file(save, replace_existing=force, inputs=inputs)
+        return {"gpu": group.gpu, "parallel": group}
+    return {"gpu": None if gpu is None else take_gpu(gpu)}

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from typing import Annotated
 
 import typer
 
-from moetool.choices import without_effect
 from moetool.cli.options.shared import FLAG
-from moetool.cli.usage.explain import PROMPT_SUFFIXES
-from moetool.errors import UsageError
-from moetool.tracing.prompts.files import PromptFields
-from moetool.tracing.prompts.limits import PromptLimits
 
 _TOKENS_PANEL = "Tokens of the prompts"
 _COLUMNS_PANEL = "Columns of the prompts file"
@@ -76,50 +69,3 @@ DomainField = Annotated[
         metavar="NAME", help="Column with their domain labels.", rich_help_panel=_COLUMNS_PANEL
     ),
 ]
-
-
-def check_prompt(prompt: str | None, *, fields: PromptFields, limits: PromptLimits) -> None:
-    """Refuse a single prompt that names a file of prompts, and options that it leaves without use.
-
-    Args:
-        prompt: The text of --prompt; None without it.
-        fields: The names of a file's columns.
-        limits: The limits on the number of a file's prompts.
-
-    Raises:
-        UsageError: The prompt is the name of a file, or such an option is given with it.
-    """
-    if prompt is None:
-        return
-    if prompt.endswith(PROMPT_SUFFIXES) and os.path.isfile(prompt):
-        raise UsageError(
-            f"--prompt takes a text, and '{prompt}' is a file.",
-            hint=f"Did you mean --prompts {shlex.quote(prompt)}?",
-        )
-    defaults = PromptFields()
-    options = (
-        ("--limit", limits.total, None),
-        ("--limit-per-domain", limits.per_domain, None),
-        ("--id-field", fields.prompt_id, defaults.prompt_id),
-        ("--text-field", fields.text, defaults.text),
-        ("--domain-field", fields.domain, defaults.domain),
-    )
-    useless = {option: option for option, given, default in options if given != default}
-    if useless:
-        raise without_effect(
-            useless, because="a single prompt is given", unless="give a file with --prompts"
-        )
-
-
-def check_special_tokens(*, chat: bool, special_tokens: bool) -> None:
-    """Refuse --no-special-tokens where a chat template adds them.
-
-    Raises:
-        UsageError: Both are given.
-    """
-    if chat and not special_tokens:
-        raise without_effect(
-            {"--no-special-tokens": "this choice of special tokens"},
-            because="the chat template adds its own",
-            unless="--chat",
-        )

@@ -41,7 +41,6 @@ class _Choice:
 
     Attributes:
         is_old: Whether the arrays hold routed layers only, as those of vLLM 0.21 do.
-        prompt_ids: Ids of the prompt's tokens.
         ids: Ids of all tokens.
         num_tokens: Prompt and answer.
     """

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from moetool.simulation.meta.replaced import replaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,11 +38,37 @@ def convert_to_fp8(skeleton: PreTrainedModel, stated: Mapping[str, Any]) -> PreT
     quantizer: Any = FineGrainedFP8HfQuantizer(
         config_class.from_dict(dict(stated)), pre_quantized=True
     )
-    quantizer._process_model_before_weight_loading(loaded)
+    with _with_own_classes():
+        quantizer._process_model_before_weight_loading(loaded)
     for plan in (loaded.tp_plan, loaded.ep_plan):
         quantizer.update_parallel_plan(loaded, plan)
     converted: PreTrainedModel = loaded.train(skeleton.training)
     return converted
+
+
+@contextmanager
+def _with_own_classes() -> Iterator[None]:
+    """Have transformers change classes of experts that only this model has, and each only once.
+
+    It wraps the constructor of its own class again for every layer of every model. Each is slower
+    than the one before, until Python refuses to call that many within one another.
+    """
+    from transformers.integrations import finegrained_fp8
+
+    change: Any = finegrained_fp8.use_experts_implementation
+    changed: dict[Hashable, type] = {}
+
+    def change_once(*, experts_class: type, **options: Any) -> type:
+        key = tuple((name, id(value)) for name, value in options.items())
+        if key not in changed:
+            own = type(
+                experts_class.__name__, (experts_class,), {"__module__": experts_class.__module__}
+            )
+            changed[key] = change(own, **options)
+        return changed[key]
+
+    with replaced(finegrained_fp8, {"use_experts_implementation": change_once}):
+        yield
 
 
 def find_undividable(converted: PreTrainedModel) -> str | None:

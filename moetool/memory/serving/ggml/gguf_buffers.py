@@ -1,9 +1,8 @@
-"""Sizes of llama.cpp's model, cache and output buffers, as it reports them on the CPU.
+"""Sizes of llama.cpp's model and cache buffers, as it reports them on the CPU.
 
 - `llama_kv_cache` and `llama_kv_cache_iswa` (src/llama-kv-cache.cpp, src/llama-kv-cache-iswa.cpp):
   cells are reserved for every sequence, in multiples of 256; latent attention keeps no values;
   sliding-window layers keep a window and one micro-batch.
-- `llama_context::output_reserve` (src/llama-context.cpp): a row of logits for each sequence.
 - `convert_hf_to_gguf.py`: vectors and routers are F32, everything else has the file's type.
 """
 
@@ -128,11 +127,6 @@ def count_cache_bytes(
         window_cells = count_window_cells(cells, window=geometry.window, ubatch=ubatch)
         kept += geometry.num_sliding * window_cells
     return math.ceil(kept * num_sequences * cell_bytes)
-
-
-def count_output_bytes(vocab_size: int, *, num_sequences: int) -> int:
-    """Return the bytes of the output buffer, which is in the host's memory."""
-    return vocab_size * num_sequences * _FLOAT_BYTES
 
 
 def count_logits_bytes(vocab_size: int, *, context: int, ubatch: int = UBATCH_TOKENS) -> int:

@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 # Cells of a cache are reserved in multiples of it.
 _CELLS = 256
+_FLOAT_BYTES = 4
 
 
 class QueryNorm(Enum):
@@ -166,3 +167,11 @@ def pad_cells(number: int) -> int:
 def count_window_cells(cells: int, *, window: int, ubatch: int) -> int:
     """Return the cells of each sequence in sliding-window layers: a window and one micro-batch."""
     return pad_cells(min(cells, window + ubatch))
+
+
+def count_output_bytes(vocab_size: int, *, num_sequences: int) -> int:
+    """Return the bytes of the output buffer, which is in the host's memory.
+
+    A row of logits for each sequence: `llama_context::output_reserve` (src/llama-context.cpp).
+    """
+    return vocab_size * num_sequences * _FLOAT_BYTES

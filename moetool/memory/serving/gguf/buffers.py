@@ -19,7 +19,7 @@ from moetool.memory.serving.ggml.compute_buffer import (
     list_runs,
 )
 from moetool.memory.serving.ggml.models import build_graph
-from moetool.memory.serving.ggml.sizes import count_window_cells, pad_cells
+from moetool.memory.serving.ggml.sizes import count_output_bytes, count_window_cells, pad_cells
 from moetool.memory.serving.gguf.placement import (
     LayerRule,
     PlacedTensor,
@@ -33,8 +33,6 @@ from moetool.memory.serving.gguf.placement import (
     place_tensors,
 )
 from moetool.memory.serving.gguf.sizes import list_caches, read_model_sizes
-
-_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -124,21 +122,7 @@ class Buffers:
         return self.weights + self.repacked + self.cache + self.compute + self.output
 
 
-def list_buffers(
-    model: GgufModel, run: GgufRun, rules: DeviceRules = CUDA
-) -> tuple[Buffers, Buffers]:
-    """Return the buffers on one GPU and on the host.
-
-    Args:
-        model: The file's headers.
-        run: The flags.
-        rules: Of the GPU.
-    """
-    on_gpu, on_host = list_all_buffers(model, run, rules)
-    return on_gpu, on_host
-
-
-def list_all_buffers(model: GgufModel, run: GgufRun, rules: DeviceRules = CUDA) -> list[Buffers]:
+def list_buffers(model: GgufModel, run: GgufRun, rules: DeviceRules = CUDA) -> list[Buffers]:
     """Return the buffers on each GPU, of which there are as many as shares, and on the host.
 
     Args:
@@ -168,7 +152,7 @@ def list_all_buffers(model: GgufModel, run: GgufRun, rules: DeviceRules = CUDA) 
         repacked=count_repacked_bytes(placed, alignment=CPU_ALIGNMENT),
         cache=caches[HOST],
         compute=computes[HOST],
-        output=vocab * run.num_sequences * _FLOAT_BYTES,
+        output=count_output_bytes(vocab, num_sequences=run.num_sequences),
     )
     return [*on_gpus, on_host]
 

@@ -18,7 +18,7 @@ from moetool.memory.serving.gguf.buffers import (
     GgufRun,
     choose_rules,
     has_gpu_attention,
-    list_all_buffers,
+    list_buffers,
 )
 from moetool.memory.serving.gguf.notes import list_notes
 from moetool.memory.serving.gguf.placement import LayerRule, make_moves, place_tensors
@@ -45,7 +45,7 @@ def estimate_gguf(name: str, model: GgufModel, question: GgufQuestion) -> GgufEs
     rules = choose_rules(None if gpu is None else gpu.compute_capability)
     run = _make_run(model, question)
     _check_cache_types(model, run)
-    *on_gpus, on_host = list_all_buffers(model, run, rules)
+    *on_gpus, on_host = list_buffers(model, run, rules)
     on_gpu = _find_fullest(on_gpus)
     budget = None if gpu is None else gpu.memory_bytes - question.overhead_bytes
     short = None
@@ -161,7 +161,7 @@ def _find_fitting(
 
     def try_out(layers: int, num_cpu_moe: int) -> Fitting | None:
         rule = _make_rule(question, num_gpu_layers=layers, num_cpu_moe=num_cpu_moe)
-        *on_gpus, on_host = list_all_buffers(model, replace(run, rule=rule), rules)
+        *on_gpus, on_host = list_buffers(model, replace(run, rule=rule), rules)
         on_gpu = _find_fullest(on_gpus)
         if on_gpu.total is None or on_host.total is None or on_gpu.total > budget:
             return None

@@ -20,7 +20,7 @@ class Places:
         layer: The path of the layer that runs; empty outside layers.
 
     Args:
-        model: The model, in which each module has a path.
+        model: The model.
         origins: Numbers the places where blocks are born.
         stream: A stream other than the model's, on which some operations run.
     """

@@ -20,15 +20,15 @@ from tests.command import RunMoetool
 
 
 def test_json_lists_the_strongest_pairs_of_each_layer_first(
-    run_moetool: RunMoetool, demo_trace: Path, tmp_path: Path
+    run_moetool: RunMoetool, short_demo_trace: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "pairs.json"
-    completed = run_moetool("coactivation", demo_trace, "--layers", "0,5", "-o", target)
+    completed = run_moetool("coactivation", short_demo_trace, "--layers", "0,5", "-o", target)
     assert (completed.returncode, completed.stdout) == (0, "")
     result = json.loads(target.read_text(encoding="utf-8"))
     assert result["schema"] == "moetool.coactivation/1"
     assert result["trace"]["model"] == "demo"
-    frame = read_trace(demo_trace)
+    frame = read_trace(short_demo_trace)
     for entry in result["layers"]:
         assert list(entry)[:5] == ["stack", "layer", "num_experts", "top_k", "num_tokens"]
         mine = frame.loc[frame["layer"] == entry["layer"], "expert"].to_numpy().reshape(-1, 2)
@@ -44,11 +44,11 @@ def test_json_lists_the_strongest_pairs_of_each_layer_first(
     assert result["layers"][1]["next_layer"] is None
 
 
-def test_csv_holds_the_whole_matrices(run_moetool: RunMoetool, demo_trace: Path) -> None:
-    completed = run_moetool("coactivation", demo_trace, "--format", "csv", "--pairs", "1")
+def test_csv_holds_the_whole_matrices(run_moetool: RunMoetool, short_demo_trace: Path) -> None:
+    completed = run_moetool("coactivation", short_demo_trace, "--format", "csv", "--pairs", "1")
     rows = list(csv.DictReader(completed.stdout.splitlines()))
     assert Counter(row["next_layer"] == "" for row in rows) == {True: 6 * 28, False: 5 * 64}
-    frame = measure_coactivation(demo_trace).to_frame()
+    frame = measure_coactivation(short_demo_trace).to_frame()
     written = pd.read_csv(StringIO(completed.stdout))
     assert list(written) == list(frame)
     for name in ("count", "lift", "p_value"):
@@ -58,18 +58,18 @@ def test_csv_holds_the_whole_matrices(run_moetool: RunMoetool, demo_trace: Path)
 
 
 def test_the_library_gives_the_numbers_of_the_command(
-    run_moetool: RunMoetool, demo_trace: Path
+    run_moetool: RunMoetool, short_demo_trace: Path
 ) -> None:
-    completed = run_moetool("coactivation", demo_trace, "--by", "phase", "--format", "json")
+    completed = run_moetool("coactivation", short_demo_trace, "--by", "phase", "--format", "json")
     value = json.loads(completed.stdout)
     del value["schema"], value["moetool"]
-    assert value == measure_coactivation(demo_trace, by="phase").to_dict()
-    from_frame = measure_coactivation(read_trace(demo_trace), by="phase").to_dict()
+    assert value == measure_coactivation(short_demo_trace, by="phase").to_dict()
+    from_frame = measure_coactivation(read_trace(short_demo_trace), by="phase").to_dict()
     assert from_frame["trace"].pop("trace") is None
-    assert value["trace"].pop("trace") == str(demo_trace)
+    assert value["trace"].pop("trace") == str(short_demo_trace)
     assert from_frame == value
     with pytest.raises(UsageError, match="no column 'language' to group by"):
-        measure_coactivation(demo_trace, by="language")
+        measure_coactivation(short_demo_trace, by="language")
 
 
 def test_a_table_of_someone_elses_making_is_enough(run_moetool: RunMoetool, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_one_expert_per_token_is_said(run_moetool: RunMoetool, tmp_path: Path) -
 
 
 def test_wrong_arguments_are_refused(
-    run_moetool: RunMoetool, demo_trace: Path, tmp_path: Path
+    run_moetool: RunMoetool, short_demo_trace: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "pairs.json"
     for arguments, refusal in (
@@ -109,5 +109,5 @@ def test_wrong_arguments_are_refused(
         (["--by", "language"], Refusal(2, "no column 'language'", "Its columns are")),
         (["--pairs", "0"], Refusal(2, "--pairs")),
     ):
-        completed = run_moetool("coactivation", demo_trace, *arguments, "-o", target)
+        completed = run_moetool("coactivation", short_demo_trace, *arguments, "-o", target)
         assert_refused(completed, refusal, target=target)

@@ -26,18 +26,20 @@ LAYERS = range(6)
 
 
 @pytest.fixture(scope="module")
-def report(run_moetool: RunMoetool, demo_trace: Path) -> dict[str, object]:
+def report(run_moetool: RunMoetool, short_demo_trace: Path) -> dict[str, object]:
     """The JSON report of the demonstration trace on 4 GPUs."""
-    completed = run_moetool("place", demo_trace, "--gpus", "4", "--format", "json")
+    completed = run_moetool("place", short_demo_trace, "--gpus", "4", "--format", "json")
     assert completed.returncode == 0, completed.stderr
     assert completed.stderr == ""
     loaded: dict[str, object] = json.loads(completed.stdout)
     return loaded
 
 
-def test_json_has_the_keys_that_are_promised(report: dict[str, object], demo_trace: Path) -> None:
+def test_json_has_the_keys_that_are_promised(
+    report: dict[str, object], short_demo_trace: Path
+) -> None:
     assert report["schema"] == "moetool.place/1"
-    assert report["trace"]["trace"] == str(demo_trace)  # type: ignore[index]
+    assert report["trace"]["trace"] == str(short_demo_trace)  # type: ignore[index]
     layers: list[dict[str, object]] = report["layers"]  # type: ignore[assignment]
     methods: dict[str, dict[str, object]] = report["methods"]  # type: ignore[assignment]
     facts = ["stack", "layer", "num_experts", "top_k", "num_tokens"]
@@ -63,9 +65,11 @@ def test_bytes_are_those_of_the_traced_model(report: dict[str, object]) -> None:
         assert method["all_to_all_bytes_per_token"] == pytest.approx(expected)
 
 
-def test_csv_has_a_row_for_each_layer_and_method(run_moetool: RunMoetool, demo_trace: Path) -> None:
+def test_csv_has_a_row_for_each_layer_and_method(
+    run_moetool: RunMoetool, short_demo_trace: Path
+) -> None:
     completed = run_moetool(
-        "place", demo_trace, "--gpus", "2", "--layers", "1,3", "--format", "csv"
+        "place", short_demo_trace, "--gpus", "2", "--layers", "1,3", "--format", "csv"
     )
     rows = list(csv.DictReader(io.StringIO(completed.stdout)))
     assert [(row["layer"], row["method"]) for row in rows] == [
@@ -97,7 +101,7 @@ def find_held(slots: dict[str, list[int]], *, num_gpus: int) -> Held:
 )
 def test_exports_hold_the_placement_of_the_report(
     run_moetool: RunMoetool,
-    demo_trace: Path,
+    short_demo_trace: Path,
     report: dict[str, object],
     tmp_path: Path,
     engine: str,
@@ -107,7 +111,7 @@ def test_exports_hold_the_placement_of_the_report(
     target = tmp_path / name
     options = () if method is None else ("--method", method)
     completed = run_moetool(
-        *("place", demo_trace, "--gpus", "4", "--export", engine, "-o", target, *options)
+        *("place", short_demo_trace, "--gpus", "4", "--export", engine, "-o", target, *options)
     )
     assert completed.returncode == 0, completed.stderr
     assert completed.stdout.startswith("Against contiguous placement")
@@ -132,10 +136,10 @@ def test_exports_hold_the_placement_of_the_report(
 
 
 def test_ktransformers_gets_the_counts(
-    run_moetool: RunMoetool, demo_trace: Path, report: dict[str, object], tmp_path: Path
+    run_moetool: RunMoetool, short_demo_trace: Path, report: dict[str, object], tmp_path: Path
 ) -> None:
     target = tmp_path / "counts.pt"
-    run_moetool("place", demo_trace, "--gpus", "4", "--export", "ktransformers", "-o", target)
+    run_moetool("place", short_demo_trace, "--gpus", "4", "--export", "ktransformers", "-o", target)
     layers: list[dict[str, list[int]]] = report["layers"]  # type: ignore[assignment]
     cells = [
         (load, (number, expert))
@@ -149,15 +153,15 @@ def test_ktransformers_gets_the_counts(
 
 
 def test_vllm_gets_advice_and_no_file(
-    run_moetool: RunMoetool, demo_trace: Path, tmp_path: Path
+    run_moetool: RunMoetool, short_demo_trace: Path, tmp_path: Path
 ) -> None:
-    completed = run_moetool("place", demo_trace, "--gpus", "4", "--export", "vllm")
+    completed = run_moetool("place", short_demo_trace, "--gpus", "4", "--export", "vllm")
     assert completed.returncode == 0
     assert completed.stderr.startswith("No release of vLLM reads a placement from a file.")
     assert '"num_redundant_experts": ' in completed.stderr
     assert "--expert-placement-strategy linear" in completed.stderr
     refused = run_moetool(
-        "place", demo_trace, "--gpus", "4", "--export", "vllm", "-o", tmp_path / "map.json"
+        "place", short_demo_trace, "--gpus", "4", "--export", "vllm", "-o", tmp_path / "map.json"
     )
     assert refused.returncode == 2
     assert list(tmp_path.iterdir()) == []
@@ -195,13 +199,13 @@ def test_vllm_gets_advice_and_no_file(
 )
 def test_refusals_are_named_and_leave_nothing(
     run_moetool: RunMoetool,
-    demo_trace: Path,
+    short_demo_trace: Path,
     tmp_path: Path,
     options: tuple[str, ...],
     code: int,
     words: str,
 ) -> None:
-    completed = run_moetool("place", demo_trace, *options, cwd=tmp_path)
+    completed = run_moetool("place", short_demo_trace, *options, cwd=tmp_path)
     assert completed.returncode == code
     assert words in completed.stderr
     assert completed.stderr.count("\nhint: ") == 1

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moetool import read_trace
+from moetool import measure_specialization, read_trace
+from moetool.analysis.specialization.result import Specialization
+from moetool.report.questions.specialize import render_table_text
+from moetool.report.renderer import View
 from tests.command import RunMoetool
 from tests.tiny_models import randomize
 
@@ -34,10 +37,10 @@ def test_the_table_shows_every_layer_and_domain(run_moetool: RunMoetool, demo_tr
 
 
 def test_json_and_csv_carry_the_same_experts(
-    run_moetool: RunMoetool, demo_trace: Path, tmp_path: Path
+    run_moetool: RunMoetool, short_demo_trace: Path, tmp_path: Path
 ) -> None:
     for name in ("result.json", "result.csv"):
-        completed = run_moetool("specialize", demo_trace, "-o", tmp_path / name)
+        completed = run_moetool("specialize", short_demo_trace, "-o", tmp_path / name)
         assert (completed.returncode, completed.stdout) == (0, "")
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["schema"] == "moetool.specialize/1"
@@ -74,7 +77,9 @@ def test_a_randomly_initialised_copy_routes_by_vocabulary(
     options = ("--prompts", sample_prompts, *few, "-o", trace)
     completed = run_moetool("route-trace", checkpoint, *options)
     assert completed.returncode == 0, completed.stderr
-    random = json.loads(run_moetool("specialize", trace, "--format", "json").stdout)
+    result = measure_specialization(trace)
+    assert isinstance(result, Specialization)
+    random = result.to_dict()
     assert [layer["p_value"] for layer in random["layers"]] == [0.001] * 6
     for mine, theirs in zip(random["layers"], trained["layers"], strict=True):
         if has_attention:
@@ -86,19 +91,19 @@ def test_a_randomly_initialised_copy_routes_by_vocabulary(
     assert trained["verdict"]["num_layers_beyond_vocabulary"] == 6
     beyond = [each["verdict"]["num_experts_beyond_vocabulary"] for each in (random, trained)]
     assert beyond[0] < beyond[1] / 2 if has_attention else beyond[0] == 0
-    text = " ".join(run_moetool("specialize", trace).stdout.split())
+    text = " ".join(render_table_text(result, View()).split())
     assert text.startswith("Experts differ between domains in 6 of 6 layers, ")
     assert "more than vocabulary explains" in text
 
 
 def test_by_token_the_table_json_and_csv_agree(
-    run_moetool: RunMoetool, demo_trace: Path, tmp_path: Path
+    run_moetool: RunMoetool, short_demo_trace: Path, tmp_path: Path
 ) -> None:
-    completed = run_moetool("specialize", demo_trace, "--by", "token", "--layers", "2,5")
+    completed = run_moetool("specialize", short_demo_trace, "--by", "token", "--layers", "2,5")
     assert completed.returncode == 0, completed.stderr
     for name in ("result.json", "result.csv"):
         options = ("--by", "token", "--layers", "2,5", "-o", tmp_path / name)
-        written = run_moetool("specialize", demo_trace, *options)
+        written = run_moetool("specialize", short_demo_trace, *options)
         assert (written.returncode, written.stdout) == (0, "")
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert (result["schema"], result["by"]) == ("moetool.specialize/1", "token")
@@ -115,9 +120,9 @@ def test_by_token_the_table_json_and_csv_agree(
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_trace_of_someone_elses_making_is_accepted(
-    run_moetool: RunMoetool, demo_trace: Path, trained: Any, tmp_path: Path, suffix: str
+    run_moetool: RunMoetool, short_demo_trace: Path, tmp_path: Path, suffix: str
 ) -> None:
-    frame = read_trace(demo_trace)
+    frame = read_trace(short_demo_trace)
     frame = frame[frame["layer"] == 3]
     foreign = frame[["prompt_id", "domain", "position", "layer", "expert"]]
     path = tmp_path / f"foreign{suffix}"
@@ -128,8 +133,9 @@ def test_a_trace_of_someone_elses_making_is_accepted(
     completed = run_moetool("specialize", path, "--format", "json")
     assert completed.returncode == 0, completed.stderr
     theirs = json.loads(completed.stdout)
+    (mine,) = measure_specialization(short_demo_trace, layers=[3]).layers
     assert theirs["layers"][0]["mutual_information_nats"] == pytest.approx(
-        trained["layers"][3]["mutual_information_nats"]
+        mine.mutual_information_nats
     )
     assert any("8 experts are assumed" in note for note in theirs["notes"])
     assert any("Top-2 is assumed" in note for note in theirs["notes"])

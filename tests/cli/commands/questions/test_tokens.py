@@ -30,42 +30,45 @@ PAGES = {
 
 @pytest.mark.parametrize("arguments", PAGES, ids=" ".join)
 def test_json_and_csv_are_the_result_of_the_library(
-    run_moetool: RunMoetool, demo_trace: Path, arguments: tuple[str, ...]
+    run_moetool: RunMoetool, short_demo_trace: Path, arguments: tuple[str, ...]
 ) -> None:
-    result = PAGES[arguments](demo_trace)
-    completed = run_moetool("tokens", demo_trace, *arguments, "--format", "json")
+    result = PAGES[arguments](short_demo_trace)
+    completed = run_moetool("tokens", short_demo_trace, *arguments, "--format", "json")
     assert completed.returncode == 0, completed.stderr
     value = json.loads(completed.stdout)
     assert (value.pop("schema"), bool(value.pop("moetool"))) == ("moetool.tokens/1", True)
     assert value == result.to_dict()
     assert list(value["layers"][0])[:5] == ["stack", "layer", "num_experts", "top_k", "num_tokens"]
     assert set(value) >= {"trace", "layers", "notes"}
-    completed = run_moetool("tokens", demo_trace, *arguments, "--format", "csv")
+    completed = run_moetool("tokens", short_demo_trace, *arguments, "--format", "csv")
     rows = list(csv.DictReader(completed.stdout.splitlines()))
     assert list(rows[0]) == list(result.column_types())
     assert len(rows) == len(result.to_rows()) == len(result.to_frame())
 
 
 @pytest.mark.parametrize("arguments", PAGES, ids=" ".join)
-def test_a_frame_gives_what_the_file_gives(demo_trace: Path, arguments: tuple[str, ...]) -> None:
+def test_a_frame_gives_what_the_file_gives(
+    short_demo_trace: Path, arguments: tuple[str, ...]
+) -> None:
     of_file, of_frame = (
-        PAGES[arguments](trace).to_dict() for trace in (demo_trace, read_trace(demo_trace))
+        PAGES[arguments](trace).to_dict()
+        for trace in (short_demo_trace, read_trace(short_demo_trace))
     )
-    assert of_file["trace"].pop("trace") == str(demo_trace)
+    assert of_file["trace"].pop("trace") == str(short_demo_trace)
     assert of_frame["trace"].pop("trace") is None
     assert of_file == of_frame
 
 
-def test_the_piece_and_the_text_are_the_same_token(demo_trace: Path) -> None:
+def test_the_piece_and_the_text_are_the_same_token(short_demo_trace: Path) -> None:
     assert (
-        list_token_experts(demo_trace, "Ġthe").to_dict()
-        == list_token_experts(demo_trace, " the").to_dict()
-        == list_token_experts(demo_trace, 300).to_dict()
+        list_token_experts(short_demo_trace, "Ġthe").to_dict()
+        == list_token_experts(short_demo_trace, " the").to_dict()
+        == list_token_experts(short_demo_trace, 300).to_dict()
     )
 
 
 def test_options_that_contradict_each_other_are_refused(
-    run_moetool: RunMoetool, demo_trace: Path, tmp_path: Path
+    run_moetool: RunMoetool, short_demo_trace: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "tokens.json"
     for arguments, refusal in (
@@ -80,7 +83,7 @@ def test_options_that_contradict_each_other_are_refused(
         (["--token", "ĠTHE"], Refusal(2, "is spelled 'ĠTHE'.", "'Ġthe'")),
         (["--layer", "1", "--expert", "8"], Refusal(2, "has no expert 8.", "are 0 to 7")),
     ):
-        completed = run_moetool("tokens", demo_trace, *arguments, "-o", target)
+        completed = run_moetool("tokens", short_demo_trace, *arguments, "-o", target)
         assert_refused(completed, refusal, target=target)
 
 
@@ -95,10 +98,10 @@ def test_rows_without_token_ids_are_refused(run_moetool: RunMoetool, tmp_path: P
     assert "Prompt p, domain (none): 2 tokens." in completed.stdout
 
 
-def test_arguments_of_the_library_are_checked(demo_trace: Path) -> None:
+def test_arguments_of_the_library_are_checked(short_demo_trace: Path) -> None:
     with pytest.raises(UsageError, match="token id"):
-        list_token_experts(demo_trace, -1)
+        list_token_experts(short_demo_trace, -1)
     with pytest.raises(UsageError, match="named by its id"):
-        tabulate_prompt(demo_trace, 3)  # type: ignore[arg-type]
+        tabulate_prompt(short_demo_trace, 3)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="number of occurrences"):
-        measure_tokens(demo_trace, min_count=0)
+        measure_tokens(short_demo_trace, min_count=0)

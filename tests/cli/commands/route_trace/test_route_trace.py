@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moetool import RoutingRecorder, read_trace
 from moetool.trace.reading.reader import open_trace
+from tests.cli.process.started import finish, forked_moetool
 from tests.command import REPOSITORY, RunMoetool
-from tests.conftest import DemoRun
+from tests.forked import Forks
 
 COLUMNS = [
     "prompt_id",
@@ -62,9 +64,9 @@ def as_plain(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(words, "str")).reset_index(drop=True)
 
 
-def test_the_whole_trace_passes_its_self_checks(demo_run: DemoRun, sample_prompts: Path) -> None:
-    frame = read_trace(demo_run.trace)
-    metadata = open_trace(demo_run.trace).metadata
+def test_the_whole_trace_passes_its_self_checks(demo_trace: Path, sample_prompts: Path) -> None:
+    frame = read_trace(demo_trace)
+    metadata = open_trace(demo_trace).metadata
     assert metadata is not None
     assert list(frame.columns) == COLUMNS
     assert metadata.complete
@@ -164,20 +166,27 @@ def test_the_last_line_says_where_the_time_went(run_moetool: RunMoetool) -> None
 
 
 def test_csv_in_a_pipe_is_read_by_pandas_as_the_readme_says(
-    few_prompts: Path, few_trace: pd.DataFrame
+    few_prompts: Path, few_trace: pd.DataFrame, forks: Forks
 ) -> None:
-    pipeline = (
-        f"{sys.executable} -m moetool route-trace demo --prompts '{few_prompts}' --format csv"
-        f' | {sys.executable} -c "import sys, pandas as pd;'
-        " d = pd.read_csv(sys.stdin, keep_default_na=False);"
-        " print(d.groupby(['domain','layer','expert']).size().to_json())\""
+    code = (
+        "import sys, pandas as pd; d = pd.read_csv(sys.stdin, keep_default_na=False);"
+        " print(d.groupby(['domain','layer','expert']).size().to_json())"
     )
-    completed = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", pipeline], capture_output=True, check=False, text=True
-    )
+    command = ("route-trace", "demo", "--prompts", few_prompts, "--format", "csv")
+    read_end, write_end = os.pipe()
+    with (
+        forked_moetool(forks, *command, stdout=write_end) as process,
+        open(read_end, "rb") as stdin,
+    ):
+        os.close(write_end)
+        reader = subprocess.run(
+            [sys.executable, "-c", code], stdin=stdin, capture_output=True, check=False, text=True
+        )
+        completed = finish(process)
     assert completed.returncode == 0, completed.stderr
+    assert reader.returncode == 0, reader.stderr
     expected = few_trace.groupby(["domain", "layer", "expert"], observed=True).size()
-    assert json.loads(completed.stdout) == json.loads(expected.to_json())
+    assert json.loads(reader.stdout) == json.loads(expected.to_json())
 
 
 def test_a_csv_file_has_its_metadata_beside_it(
@@ -295,7 +304,9 @@ def test_the_module_and_the_command_are_the_same(tmp_path: Path) -> None:
 
 
 def test_the_sample_prompts_are_not_from_the_training_script() -> None:
-    script = (REPOSITORY / "tools" / "train_demo.py").read_text(encoding="utf-8")
+    scripts = (REPOSITORY / "tools" / "train_demo").glob("*.py")
+    script = "".join(file.read_text(encoding="utf-8") for file in scripts)
+    assert "arithmetic" in script
     for file in (REPOSITORY / "sample_prompts").glob("*.jsonl"):
         for line in file.read_text(encoding="utf-8").splitlines():
             assert json.loads(line)["text"][:40] not in script

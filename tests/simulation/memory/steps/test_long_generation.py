@@ -7,6 +7,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moetool.simulation.caches.kinds import CacheKind, CachePlan
 from moetool.simulation.memory.long_generation import (
@@ -116,8 +118,8 @@ def test_steps_run_by_the_number_of_stretches_not_of_tokens() -> None:
     run = RunByHand()
     timeline = simulate(run, num_prompt_tokens=100, num_new_tokens=1000)
     assert timeline is not None
-    # The first step that counts, the last one and the one between: two tokens before each.
-    assert run.prompts == [100, 100 + 999 - 2, 100 + (2 + 999) // 2 - 2]
+    # The first step that counts, the one half-way and the last one: two tokens before each.
+    assert run.prompts == [100, 100 + (2 + 999) // 2 - 2, 100 + 999 - 2]
     assert summarize(timeline) == summarize(
         run.generate(num_prompt_tokens=100, num_new_tokens=1000)
     )
@@ -139,7 +141,48 @@ def test_a_stretch_ends_where_steps_begin_to_differ(end: int) -> None:
 def test_steps_that_alternate_follow_from_no_others() -> None:
     run = RunByHand(form=lambda num_tokens: num_tokens % 2)
     assert simulate(run, num_prompt_tokens=100, num_new_tokens=1000) is None
-    assert len(run.prompts) == DEFAULT_BUDGET.most_samples
+    # The others would have to be too many.
+    assert len(run.prompts) == 4
+
+
+def find_steps_needed(form: Callable[[int], object], first: int, last: int) -> set[int]:
+    """Return the steps that halving runs until steps of one form lie between two that ran."""
+    middle = (first + last) // 2
+    needed = {first, middle, last}
+    if last - first > 1 and not form(first) == form(middle) == form(last):
+        for ends in ((first, middle), (middle, last)):
+            needed |= find_steps_needed(form, *ends)
+    return needed
+
+
+@settings(max_examples=60)
+@given(
+    changes=st.sets(st.integers(1, 120), max_size=4),
+    last=st.integers(3, 120),
+    most_samples=st.integers(3, 30),
+)
+def test_it_gives_up_only_where_the_steps_needed_are_too_many(
+    changes: set[int], last: int, most_samples: int
+) -> None:
+    """Wherever steps change, even if they change back."""
+
+    def count_blocks(number: int) -> int:
+        return sum(change <= number for change in changes) % 2
+
+    def find_form(number: int) -> tuple[int, int]:
+        """Return the blocks that a step makes, and those that it frees."""
+        return count_blocks(number), count_blocks(number - 1)
+
+    needed = find_steps_needed(find_form, 2, last)
+    run = RunByHand(form=count_blocks)
+    sampler = _Sampler(
+        cast("MemoryRun", run),
+        num_prompt_tokens=0,
+        num_new_tokens=last + 1,
+        most_samples=most_samples,
+    )
+    assert sampler.cover(2, last) == (len(needed) <= most_samples)
+    assert {prompt + 2 for prompt in run.prompts} <= needed
 
 
 @pytest.mark.parametrize("num_new_tokens", [1, 16, 24, 32])

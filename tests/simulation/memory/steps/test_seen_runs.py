@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from moetool.simulation.caches.kinds import CacheKind, CachePlan
 from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
-from moetool.simulation.memory.seen_runs import SeenByOptions, SeenRuns
+from moetool.simulation.memory.seen_runs import GivenTokens, SeenByOptions, SeenRuns
 from moetool.simulation.memory.timeline import Timeline
 from tests.simulation.memory.memory_runs import options_for
 from tests.simulation.skeletons import build_family_skeleton
@@ -44,12 +44,29 @@ def test_an_expected_generation_is_the_one_that_runs(family: str) -> None:
     options = options_for(family)
     seen = run_all(skeleton, options)
     for batch_size, num_tokens in ((2, 91), (7, PROMPTS[0])):
-        expected = seen.expect(batch_size, num_tokens)
+        expected = seen.expect(batch_size, GivenTokens(num_tokens))
         alone = MemoryRun(skeleton, replace(options, batch_size=batch_size))
         ran = alone.generate(num_prompt_tokens=num_tokens, num_new_tokens=2)
         assert expected is not None
         assert list_events(expected) == list_events(ran)
         assert expected.calls == ran.calls
+
+
+@pytest.mark.parametrize("num_before", [0, 5])
+def test_an_expected_generation_of_an_encoder_decoder_is_the_one_that_runs(num_before: int) -> None:
+    skeleton = build_family_skeleton("switch_transformers").eval()
+    options = RunOptions(is_routing_balanced=True)
+    seen = SeenRuns()
+    run = MemoryRun(skeleton, options, seen=seen)
+    lengths = {"num_tokens_before": num_before, "num_new_tokens": 2}
+    for num_tokens in PROMPTS:
+        run.generate(num_prompt_tokens=num_tokens, **lengths)
+    expected = seen.expect(1, run.count_given(90, num_before))
+    ran = MemoryRun(skeleton, options).generate(num_prompt_tokens=90, **lengths)
+    assert expected is not None
+    assert list_events(expected) == list_events(ran)
+    assert expected.calls == ran.calls
+    assert seen.expect(1, run.count_given(90, num_before + 1)) is None
 
 
 def test_the_layers_of_earlier_runs_stand_for_those_of_the_next() -> None:
@@ -67,8 +84,17 @@ def test_a_single_run_says_nothing_about_other_sizes() -> None:
     seen = SeenRuns()
     run = MemoryRun(build_family_skeleton("mixtral").eval(), RunOptions(), seen=seen)
     run.generate(num_prompt_tokens=40, num_new_tokens=2)
-    assert seen.expect(1, 41) is None
-    assert seen.expect(2, 40) is None
+    assert seen.expect(1, GivenTokens(41)) is None
+    assert seen.expect(2, GivenTokens(40)) is None
+
+
+def test_a_run_that_stopped_before_its_first_step_says_nothing() -> None:
+    seen = SeenRuns()
+    run = MemoryRun(build_family_skeleton("mixtral").eval(), RunOptions(), seen=seen)
+    run.generate(num_prompt_tokens=40, num_new_tokens=2, num_calls=1)
+    assert seen.expect(1, GivenTokens(40)) is None
+    run.generate(num_prompt_tokens=40, num_new_tokens=2)
+    assert seen.expect(1, GivenTokens(40)) is not None
 
 
 def test_runs_on_other_terms_are_kept_apart_and_static_caches_are_not_expected() -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from moetool.errors import UsageError
 from moetool.tracing.options import GenerationOptions
 from moetool.tracing.running.generation import check_can_generate
-from tests.families.tiny.configs import FAMILIES
+from tests.families.tiny.families import FAMILIES
 from tests.families.tiny.models import available, build_family
 from tests.families.tiny.proof import unread_families
 from tests.tracing.recording.writing import (

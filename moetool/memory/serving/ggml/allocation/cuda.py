@@ -18,7 +18,6 @@ _ADA, _TURING, _VOLTA = (8, 9), (7, 5), (7, 0)
 _HEAD_DIMS = (40, 64, 72, 80, 96, 112, 128, 256)
 # Others, with the width of their values and the least number that heads per key are a multiple of.
 _UNEQUAL_HEAD_DIMS = {192: (128, 8), 320: (256, 32), 512: (512, 1), 576: (512, 1)}
-_WITHOUT_TENSOR_CORES = (40, 72)
 _VECTOR_HEAD_DIMS = (64, 128, 256)
 # Pairs of types that the kernel for vectors is built for (`GGML_CUDA_FA_QUANTS`).
 _VECTOR_TYPES = ("f16", "bf16", "q8_0", "q4_0")

@@ -1,0 +1,1 @@
+"""Compare a model on one GPU with the same model shared by two."""
