@@ -297,7 +297,8 @@ def _simulate_short_prompts(case: Case, *, notes: list[str]) -> Simulation:
         "Some of its layers process one token at a time: the figures follow from those of prompts of "
         f"{SHORT_PROMPTS[0]} and {SHORT_PROMPTS[1]} tokens."
     )
-    scenario, work = case.scenario, 0
+    scenario, options, work = case.scenario, replace(case.options, may_scan=True), 0
+    seen = SeenByOptions() if case.seen_before is None else case.seen_before
 
     def profile(num_prompt_tokens: int) -> MemoryProfile:
         nonlocal work
@@ -306,13 +307,18 @@ def _simulate_short_prompts(case: Case, *, notes: list[str]) -> Simulation:
             num_prompt_tokens=num_prompt_tokens,
             num_new_tokens=min(scenario.num_new_tokens, 2),
         )
-        options = replace(case.options, may_scan=True)
-        simulation = _simulate(
-            replace(case, scenario=short, options=options, is_brief=False, is_too_large=False),
-            notes=notes,
-        )
-        work = simulation.work
-        return simulation.replay(None)
+
+        def run() -> tuple[MemoryProfile, int, list[str]]:
+            notes: list[str] = []
+            simulation = _simulate(
+                replace(case, scenario=short, options=options, is_brief=False, is_too_large=False),
+                notes=notes,
+            )
+            return simulation.replay(None), simulation.work, notes
+
+        found, work, more_notes = seen.find_once((short, options), run)
+        notes.extend(more_notes)
+        return found
 
     found = profile_by_short_prompts(
         profile,

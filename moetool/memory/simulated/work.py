@@ -50,4 +50,6 @@ def count_modules(skeleton: PreTrainedModel) -> int:
 def measure_work(skeleton: PreTrainedModel, timeline: Timeline) -> int:
     """Return the work of a pass: of the prompt, and of a step of decoding if there is one."""
     num_events = timeline.calls[:2][-1].end_event
+    # A pass counts as much as if every iteration ran.
+    num_events += sum(loop.num_events * loop.num_left_out for loop in timeline.loops)
     return count_modules(skeleton) + num_events // _NUM_EVENTS_OF_MODULE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from operator import itemgetter
 from typing import Any, Self
 
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 
 from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.caches.offloaded import SideStream
+from moetool.simulation.loops.loop import Loop
+from moetool.simulation.loops.shortened_loops import IterationMark
 from moetool.simulation.memory.cuda_kernels import (
     Temporaries,
     find_temporaries,
@@ -50,6 +53,7 @@ class AllocationRecorder:
 
     Attributes:
         events: Births and deaths so far, in order.
+        loops: Iterations of loops that are left out of the events.
 
     Args:
         origins: Numbers the places where blocks are born.
@@ -74,6 +78,7 @@ class AllocationRecorder:
         find_temporaries: FindTemporaries = find_temporaries,
         stream: SideStream | None = None,
     ) -> None:
+        self.loops: list[Loop] = []
         self._ledger = Ledger()
         self._workspaces = Workspaces(
             self._ledger,
@@ -145,7 +150,8 @@ class AllocationRecorder:
         self._num_blocks_before_layer = self._ledger.num_blocks
         self._workspaces.needed = {}
         num_blocks = self._num_blocks_before_layer
-        return LayerMark(len(self.events), num_blocks, self._find_positions(visit))
+        positions = self._find_positions(visit)
+        return LayerMark(len(self.events), num_blocks, len(self.loops), positions)
 
     def end_layer(self, mark: LayerMark, left: Sequence[torch.Tensor]) -> LayerEvents | None:
         """Return the events since a mark.
@@ -185,6 +191,10 @@ class AllocationRecorder:
                 )
                 for kind, taking in self._workspaces.needed.items()
             },
+            loops=tuple(
+                loop.moved(num_own[loop.end_event - mark.num_events], -mark.num_blocks)
+                for loop in self.loops[mark.num_loops :]
+            ),
         )
 
     @contextmanager
@@ -210,20 +220,52 @@ class AllocationRecorder:
         moved = {place: self._places.number_in(layer, place) for place in done.birthplaces}
         place = partial(done.place, first=first, found=found, moved=moved)
         start = 0
-        for kind, taking in sorted(done.workspaces.items(), key=lambda item: item[1].num_events):
-            if kind not in self._workspaces.taken:
-                self._ledger.extend(place(start, taking.num_events), living=living)
-                start = taking.num_events
-                block = None if taking.block is None else taking.block + first
-                origin = self._places.number_in(layer, taking.origin)
-                self._workspaces.take(kind, origin, block=block)
+        stops: list[tuple[int, Loop | Workspace]] = [
+            *((loop.end_event, loop) for loop in done.loops),
+            *((taking.num_events, kind) for kind, taking in done.workspaces.items()),
+        ]
+        for end, stop in sorted(stops, key=itemgetter(0)):
+            self._ledger.extend(place(start, end), living=living)
+            start = end
+            if isinstance(stop, Loop):
+                self.loops.append(stop.moved(len(self.events), first))
+            elif stop not in self._workspaces.taken:
+                _, taker, own_block = done.workspaces[stop]
+                block = None if own_block is None else own_block + first
+                origin = self._places.number_in(layer, taker)
+                self._workspaces.take(stop, origin, block=block)
         self._ledger.extend(place(start, len(done.events)), living=living)
-        for block, num_bytes in done.sizes_left.items():
-            self._ledger.note_bytes(block + first, num_bytes)
+        for made, num_bytes in done.sizes_left.items():
+            self._ledger.note_bytes(made + first, num_bytes)
         self._ledger.free(sorted(died))
         for number, name in enumerate(done.left):
             if name is not None and number in left:
                 self._ledger.follow(left[number], name + first if name >= 0 else found[name])
+
+    def mark_iteration(self) -> IterationMark:
+        """Return a mark of the beginning of an iteration of a loop."""
+        rest = (len(self._workspaces.taken), len(self._workspaces.needed))
+        return IterationMark(len(self.events), self._ledger.num_blocks, rest)
+
+    def leave_out(self, loop: Loop) -> None:
+        """Record iterations that don't run, all of whose blocks die in them or in the next one."""
+        self.loops.append(loop)
+        self._num_blocks_before_layer -= loop.num_blocks * loop.num_left_out
+
+    def write_out(self, loop: Loop) -> None:
+        """Record iterations that don't run one by one. What lives now is what the last of them made."""
+        self._ledger.write_out(loop)
+
+    def follow_like(self, made: torch.Tensor, tensor: torch.Tensor, num_blocks: int) -> None:
+        """Follow a tensor in a block that many before another's."""
+        block = self.find_block(tensor)
+        assert block is not None
+        self._ledger.follow(made, block - num_blocks)
+
+    def allow_blocks(self, num_further: int) -> None:
+        """Raise `TooManyOperations` if a layer makes too many blocks, with a number of further ones."""
+        if self._makes_too_many(num_further):
+            raise TooManyOperations
 
     def see_births(
         self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any
@@ -240,8 +282,7 @@ class AllocationRecorder:
         # Operations in place make nothing else.
         if not new and temporaries is None:
             return
-        if self._makes_too_many(0):
-            raise TooManyOperations
+        self.allow_blocks(0)
         origin = self._places.number(operation.__name__)
         if needs_workspace(operation):
             self._workspaces.need(Workspace.CUBLAS, operation.__name__, origin)

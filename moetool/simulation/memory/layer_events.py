@@ -8,6 +8,7 @@ from enum import Enum, auto
 from functools import cached_property, partial
 from typing import NamedTuple
 
+from moetool.simulation.loops.loop import Loop
 from moetool.simulation.memory.timeline import Event
 
 # `Event._make` does the same in Python, which takes three times as long.
@@ -42,11 +43,13 @@ class LayerMark:
     Attributes:
         num_events: Number of events before it.
         num_blocks: Number of blocks before it.
+        num_loops: Number of shortened loops before it.
         positions: The position of each block that the layer found among the tensors found.
     """
 
     num_events: int
     num_blocks: int
+    num_loops: int
     positions: Mapping[int, int]
 
 
@@ -59,12 +62,14 @@ class LayerEvents:
         num_made: Number of blocks it made.
         left: The blocks of the tensors that it left behind; None for one that isn't followed.
         workspaces: By kind of workspace, where it is taken if no earlier product took it.
+        loops: Iterations that are not among the events, with events and blocks counted as above.
     """
 
     events: tuple[Event, ...]
     num_made: int
     left: tuple[int | None, ...]
     workspaces: Mapping[Workspace, Taking]
+    loops: tuple[Loop, ...] = ()
 
     @cached_property
     def birthplaces(self) -> tuple[int, ...]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from torch import nn
 
-from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
+from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator, DeviceFullError
 from moetool.simulation.memory.allocator.weights import allocate_weights
 from moetool.simulation.memory.steps.event_table import EventTable
 from moetool.simulation.memory.steps.step_replay import replay_steps
+from moetool.simulation.memory.steps.unrolled_loops import Placement, unroll, unroll_whole
 from moetool.simulation.memory.timeline import AllocatedParts, Origin, Timeline
 from moetool.simulation.meta.dispatch import find_local
 
@@ -101,6 +103,38 @@ def replay_timeline(
     Raises:
         DeviceFullError: The run doesn't fit within the limit.
     """
+    replay = partial(
+        _replay,
+        weight_bytes=weight_bytes,
+        capacity_bytes=capacity_bytes,
+        is_prompt_limited=is_prompt_limited,
+        is_reserve_followed=is_reserve_followed,
+    )
+    if not timeline.loops:
+        return replay(timeline)
+    unrolled = unroll(timeline)
+    placement = Placement.of(unrolled.timeline)
+    try:
+        profile = replay(unrolled.timeline, placement=placement)
+    except DeviceFullError:
+        if unrolled.is_like_whole(placement):
+            raise
+    else:
+        if unrolled.is_like_whole(placement):
+            return profile
+    return replay(unroll_whole(timeline))
+
+
+def _replay(
+    timeline: Timeline,
+    *,
+    weight_bytes: Sequence[int],
+    capacity_bytes: int | None,
+    is_prompt_limited: bool,
+    is_reserve_followed: bool,
+    placement: Placement | None = None,
+) -> MemoryProfile:
+    """Return the memory that a run takes whose events are all there."""
     allocator = allocate_weights(
         weight_bytes, capacity_bytes=capacity_bytes if is_prompt_limited else None
     )
@@ -109,13 +143,19 @@ def replay_timeline(
     end_of_prefill = timeline.calls[1].first_event if len(timeline.calls) > 1 else None
     if capacity_bytes is None:
         endless = _EndlessReplay(
-            allocator, timeline, in_cache=in_cache, is_reserve_followed=is_reserve_followed
+            allocator,
+            timeline,
+            in_cache=in_cache,
+            is_reserve_followed=is_reserve_followed,
+            placement=placement,
         )
         prefill = endless.find_peak(0, end_of_prefill)
         prefill_reserved_bytes = endless.prefill_reserved_bytes
         decode = None if end_of_prefill is None else endless.find_peak(end_of_prefill, None)
     else:
-        meter = _Meter(allocator, timeline, in_cache=in_cache, weights_bytes=weights_bytes)
+        meter = _Meter(
+            allocator, timeline, in_cache=in_cache, weights_bytes=weights_bytes, placement=placement
+        )
         prefill = meter.run(0, end_of_prefill)
         if not is_prompt_limited:
             allocator.restrict(capacity_bytes)
@@ -166,7 +206,9 @@ class _Meter:
         *,
         in_cache: frozenset[int],
         weights_bytes: int,
+        placement: Placement | None,
     ) -> None:
+        self._placement = placement
         self._allocator = allocator
         self._timeline = timeline
         self._in_cache = in_cache
@@ -179,6 +221,7 @@ class _Meter:
         """Replay the events from `start` to `end` and return their peak."""
         allocator, handles, in_cache = self._allocator, self._handles, self._in_cache
         origins, workspaces = self._timeline.origins, _find_workspaces(self._timeline)
+        placement = self._placement
         most, parts, at = -1, None, -1
         for block, num_bytes, origin in self._timeline.events[start:end]:
             if num_bytes < 0:
@@ -190,6 +233,9 @@ class _Meter:
             handle = handles[block] = allocator.allocate(
                 num_bytes, is_on_side=origins[origin].is_on_side
             )
+            if placement is not None:
+                placement.addresses[block] = allocator.address_of(handle)
+                placement.num_bytes[block] = allocator.size_of(handle)
             if block in in_cache:
                 self._cache_bytes += allocator.size_of(handle)
             elif block in workspaces:
@@ -216,6 +262,7 @@ class _EndlessReplay:
         *,
         in_cache: frozenset[int],
         is_reserve_followed: bool,
+        placement: Placement | None,
     ) -> None:
         self._weights_bytes = allocator.allocated_bytes
         self._timeline = timeline
@@ -227,6 +274,7 @@ class _EndlessReplay:
             allocator=allocator,
             origins=timeline.origins,
             is_reserve_followed=is_reserve_followed,
+            placement=placement,
         )
         self._changes = replayed.changes
         self._allocated_bytes = self._weights_bytes + np.cumsum(replayed.changes)

@@ -18,6 +18,7 @@ from moetool.simulation.attention.flash import standing_in_for_flash
 from moetool.simulation.attention.flex import standing_in_for_flex
 from moetool.simulation.caches.offloaded import SideStream, count_host_bytes
 from moetool.simulation.caches.preparing import preparing_cache
+from moetool.simulation.loops.shortened_loops import ShortenedLoops
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.cache_tensors import find_cache_blocks, find_cache_tensors
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
@@ -186,7 +187,7 @@ class MemoryRun:
             self._on_step(f"pass {max(self._num_passes, 1):,}, {path}")
 
     def _call(self, input_ids: torch.Tensor, **options: Any) -> Any:
-        accepted = _names_of(self._skeleton)
+        accepted = inspect.signature(type(self._skeleton).forward).parameters
         return self._skeleton(
             input_ids, **{name: value for name, value in options.items() if name in accepted}
         )
@@ -240,6 +241,9 @@ class MemoryRun:
                         on_layer=None if self._on_step is None else self._say_layer,
                     )
                 )
+                if self._assistant is None:
+                    loops = ShortenedLoops(skeleton, recorder, known, lambda: not calls)
+                    stack.enter_context(loops)
             stack.enter_context(recorder)
             draft = stack.enter_context(
                 drafting(self._assistant, recorder, known, on_call=self._begin_pass)
@@ -279,6 +283,7 @@ class MemoryRun:
                 calls=tuple(calls),
                 workspace_block=recorder.workspace_block,
                 lt_workspace_block=recorder.lt_workspace_block,
+                loops=tuple(recorder.loops),
             )
             del result
         return timeline
@@ -343,7 +348,3 @@ def _keeping_routing(kept: list[torch.Tensor]) -> Callable[..., None]:
         kept.append(weights.to(torch.float32, copy=True))
 
     return keep
-
-
-def _names_of(skeleton: PreTrainedModel) -> set[str]:
-    return set(inspect.signature(type(skeleton).forward).parameters)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from moetool.simulation.memory.steps.event_table import EventTable, Numbers
 from moetool.simulation.memory.timeline import Origins, Timeline
 from moetool.simulation.repeated.layer_outcomes import LayerOutcomes
 from moetool.simulation.run_options import RunOptions
+
+_Found = TypeVar("_Found")
 
 # The prompt, and the first step after it.
 _NUM_CALLS = 2
@@ -108,12 +110,24 @@ class SeenByOptions:
 
     def __init__(self) -> None:
         self._seen: dict[RunOptions, SeenRuns] = {}
+        self._found: dict[Hashable, Any] = {}
 
     def find(self, options: RunOptions) -> SeenRuns | None:
         """Return the runs on the same terms; None if generations depend on more than sizes."""
         if not options.is_led_by_sizes:
             return None
         return self._seen.setdefault(replace(options, batch_size=1), SeenRuns())
+
+    def find_once(self, key: Hashable, find: Callable[[], _Found]) -> _Found:
+        """Return what was found before, or find it now.
+
+        Args:
+            key: Everything besides the model that the finding depends on.
+        """
+        if key not in self._found:
+            self._found[key] = find()
+        found: _Found = self._found[key]
+        return found
 
 
 class _Generations:
@@ -180,6 +194,8 @@ def _are_alike(one: Timeline, other: Timeline) -> bool:
         == (other.workspace_block, other.lt_workspace_block)
         and [(call.first_event, call.end_event, call.cache_blocks) for call in one.calls]
         == [(call.first_event, call.end_event, call.cache_blocks) for call in other.calls]
+        and [replace(loop, num_left_out=0) for loop in one.loops]
+        == [replace(loop, num_left_out=0) for loop in other.loops]
         and np.array_equal(events.blocks, others.blocks)
         and np.array_equal(events.origins, others.origins)
         and np.array_equal(events.num_bytes >= 0, others.num_bytes >= 0)
@@ -187,18 +203,24 @@ def _are_alike(one: Timeline, other: Timeline) -> bool:
 
 
 def _list_sizes(timeline: Timeline) -> Numbers:
-    """Return the sizes of all events, and of each call's cache."""
+    """Return the sizes of all events, of each call's cache, and the iterations left out."""
     caches = [(call.cache_bytes, call.host_cache_bytes) for call in timeline.calls]
-    return np.concatenate([EventTable.of(timeline.events).num_bytes, np.ravel(caches)])
+    left_out = np.array([loop.num_left_out for loop in timeline.loops], np.int64)
+    return np.concatenate([EventTable.of(timeline.events).num_bytes, np.ravel(caches), left_out])
 
 
 def _resize(timeline: Timeline, sizes: Numbers) -> Timeline:
     """Return a timeline with other sizes, in the order of `_list_sizes`."""
     events = EventTable.of(timeline.events)
-    caches = sizes[len(events) :].reshape(-1, 2).tolist()
+    num_sizes = len(events) + 2 * len(timeline.calls)
+    caches = sizes[len(events) : num_sizes].reshape(-1, 2).tolist()
+    loops = tuple(
+        replace(loop, num_left_out=number)
+        for loop, number in zip(timeline.loops, sizes[num_sizes:].tolist(), strict=True)
+    )
     calls = tuple(
         replace(call, cache_bytes=cache_bytes, host_cache_bytes=host_bytes)
         for call, (cache_bytes, host_bytes) in zip(timeline.calls, caches, strict=True)
     )
     sized = EventTable(events.blocks, sizes[: len(events)], events.origins)
-    return replace(timeline, events=sized, calls=calls)
+    return replace(timeline, events=sized, calls=calls, loops=loops)

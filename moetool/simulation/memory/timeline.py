@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from moetool.simulation.loops.loop import Loop
+
 
 class Event(NamedTuple):
     """The birth or death of a block of memory.
@@ -104,6 +106,7 @@ class Timeline:
         calls: The model's calls: the prompt's first, then one per token.
         workspace_block: The block that matrix products keep; None if there were none.
         lt_workspace_block: The block that products with a bias keep; None if there were none.
+        loops: Iterations of the first call that are not among the events, in order.
     """
 
     events: Sequence[Event]
@@ -111,6 +114,7 @@ class Timeline:
     calls: tuple[Call, ...]
     workspace_block: int | None
     lt_workspace_block: int | None = None
+    loops: tuple[Loop, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,10 @@ class KnownValues(DispatchMode):
 
     Values that depend on weights stay unknown: reading one raises torch's own error. There are two
     exceptions. Outside `inside_model`, tokens chosen by their logits are `token_id`, each beam's equally
-    good, and all beams are continued in turns. And on request,
-    indices chosen by scores inside the model are assumed to take turns: routers then send every
-    expert the same number of tokens.
+    good, and all beams are continued in turns. And on request, indices chosen by scores inside the
+    model are assumed to take turns: routers then send every expert the same number of tokens.
 
-    Large tensors, and those that depend on them, have no twin until one of them is read.
+    Large tensors, and those that depend on them, have no twin until one is read (see `num_reads`).
 
     Args:
         token_id: The token that is generated.
@@ -81,6 +80,7 @@ class KnownValues(DispatchMode):
         self._is_routing_balanced = is_routing_balanced
         self._twins = TensorTable[torch.Tensor | DeferredValue]()
         self._is_in_model = False
+        self.num_reads = 0
         self._literals = ExitStack()
 
     @contextmanager
@@ -121,6 +121,7 @@ class KnownValues(DispatchMode):
         Raises:
             CantSimulate: They depend on a tensor that is too large.
         """
+        self.num_reads += 1
         twin = self._twins.get(tensor)
         if not isinstance(twin, DeferredValue):
             return twin

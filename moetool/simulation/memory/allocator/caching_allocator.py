@@ -166,6 +166,10 @@ class CachingAllocator:
         pool, address = self._find(handle)
         return pool.used[address]
 
+    def address_of(self, handle: int) -> int:
+        """Return the address of a block in use in its pool; that of 0 is 0."""
+        return 0 if handle == 0 else self._find(handle)[1]
+
     def take_from_device(self, needed_bytes: int, pool: Pool) -> int:
         """Return the address of a block of a new segment.
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 
 import torch
 
+from moetool.simulation.loops.loop import Loop
 from moetool.simulation.memory.timeline import Event
 
 
@@ -76,6 +77,21 @@ class Ledger:
             events = [event for event in events if event.block not in living]
         self.events.extend(events)
 
+    def write_out(self, loop: Loop) -> None:
+        """Write down iterations that don't run. What lives now is what the last of them made."""
+        first, num_further = loop.first_block, loop.num_blocks * loop.num_left_out
+        written = self.events[loop.end_event - loop.num_events : loop.end_event]
+        for further in range(loop.num_blocks, num_further + 1, loop.num_blocks):
+            self.events += [event._replace(block=event.block + further) for event in written]
+        born = (event for event in self.events[loop.end_event :] if event.num_bytes >= 0)
+        self._bytes_of |= {block: num_bytes for block, num_bytes, _ in born}
+        self.num_blocks += num_further
+        for address, (block, storage) in list(self._followed.items()):
+            if block >= first:
+                self._followed[address] = (block + num_further, storage)
+        for block in [block for block in self._holders if block >= first]:
+            self._holders[block + num_further] = self._holders.pop(block)
+
     def put_off_deaths(self) -> None:
         """Write down no deaths until they are taken."""
         self._deaths_put_off = set()
@@ -92,7 +108,8 @@ class Ledger:
         self._holders[block] = self._holders.get(block, 0) + 1
 
         def die(_: object) -> None:
-            self._followed.pop(address, None)
+            # The block may have another number by now.
+            block = self._followed.pop(address)[0]
             self._holders[block] -= 1
             if self._holders[block]:
                 return

@@ -17,6 +17,7 @@ from moetool.simulation.memory.allocator.caching_allocator import CachingAllocat
 from moetool.simulation.memory.allocator.pools import choose_pool, round_up
 from moetool.simulation.memory.allocator.steady_pool import Requests, SteadyPool
 from moetool.simulation.memory.steps.event_table import EventTable, Numbers
+from moetool.simulation.memory.steps.unrolled_loops import Placement
 from moetool.simulation.memory.timeline import Origin
 
 # Blocks of 0 bytes are in none.
@@ -42,6 +43,7 @@ def replay_steps(
     allocator: CachingAllocator,
     origins: Sequence[Origin],
     is_reserve_followed: bool,
+    placement: Placement | None = None,
 ) -> ReplayedSteps:
     """Return what all steps of a generation take, the prompt's included.
 
@@ -53,6 +55,8 @@ def replay_steps(
         origins: The places where blocks are born.
         is_reserve_followed: Whether the reserved bytes are needed. Without them, blocks of pools that
             hand out what was asked for are not placed.
+        placement: Receives the places of the blocks, none of which has a number below 0; 0 for those
+            that are not placed.
     """
     pools = {
         index: SteadyPool(allocator, pool)
@@ -71,6 +75,10 @@ def replay_steps(
                 blocks.place(places, outcome.addresses)
                 changes[places] = outcome.changes
         reserved_bytes.append(allocator.reserved_bytes)
+    if placement is not None:
+        births = events.num_bytes >= 0
+        placement.addresses[:] = blocks.addresses
+        placement.num_bytes[events.blocks[births]] = changes[births]
     return ReplayedSteps(changes, reserved_bytes)
 
 
@@ -80,6 +88,7 @@ class _Blocks:
     Attributes:
         of_event: For each event, the index of its block.
         pools: For each block, the index of its pool.
+        addresses: For each block, its address; 0 before it is placed.
     """
 
     def __init__(self, events: EventTable, *, origins: Sequence[Origin]) -> None:
@@ -88,7 +97,7 @@ class _Blocks:
         num_blocks = 1 + int(events.blocks.max()) - lowest
         self.of_event = events.blocks - lowest
         self.pools = np.full(num_blocks, _NO_POOL)
-        self._addresses = np.zeros(num_blocks, np.int64)
+        self.addresses = np.zeros(num_blocks, np.int64)
         self._are_births: NDArray[np.bool_] = events.num_bytes >= 0
         self._needed_bytes = np.where(self._are_births, round_up(events.num_bytes), 0)
         births = np.flatnonzero(self._are_births)
@@ -121,10 +130,10 @@ class _Blocks:
         taken = blocks[are_births]
         self._numbers[taken] = np.arange(len(taken))
         is_own = self._born_at[blocks] >= start
-        freed = np.where(is_own, -1 - self._numbers[blocks], self._addresses[blocks])
+        freed = np.where(is_own, -1 - self._numbers[blocks], self.addresses[blocks])
         return Requests(self._needed_bytes[places], np.where(are_births, 0, freed))
 
     def place(self, places: Numbers, addresses: Numbers) -> None:
         """Set the addresses of the blocks that are born in some events."""
         blocks = self.of_event[places]
-        self._addresses[blocks[self._are_births[places]]] = addresses
+        self.addresses[blocks[self._are_births[places]]] = addresses

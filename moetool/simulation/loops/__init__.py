@@ -1,0 +1,1 @@
+"""Loops whose iterations do the same work, of which a few run."""
