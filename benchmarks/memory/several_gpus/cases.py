@@ -33,9 +33,6 @@ def _share(geometry: str, num_gpus: int, *ways: str) -> list[Case]:
     return [Case(geometry, way, num_gpus) for way in ways]
 
 
-# A map of our own: the first and the last layers on one GPU and those between on another, which is
-# then neither first nor last, as the inner ones of more than two.
-THERE_AND_BACK = "there-and-back"
 _ALL_WAYS = ("tensor", "expert", "device-map")
 _PLANS = ("tensor", "expert")
 # By the number of GPUs of a machine.
@@ -45,9 +42,6 @@ CASES: dict[int, list[Case]] = {
         *_share("DeepSeek-V2-Lite, 4 layers", 2, *_ALL_WAYS),
         *_share("Mixtral-8x7B, 2 layers", 2, *_PLANS),
         *_share("Mixtral-8x7B, 4 layers", 2, "device-map"),
-        *_share("Qwen3-30B-A3B, 6 layers", 2, THERE_AND_BACK),
-        *_share("DeepSeek-V2-Lite, 6 layers", 2, THERE_AND_BACK),
-        *_share("gpt-oss-20b, 6 layers", 2, THERE_AND_BACK),
     ],
     3: [
         # 512 columns of each expert, which torch can't multiply once they are cut into three.
@@ -99,15 +93,6 @@ def list_scenarios(case: Case) -> list[tuple[int, int, int]]:
         (batch_size if batch_size >= case.num_gpus else 3 * case.num_gpus // 2, prompt, new)
         for batch_size, prompt, new in SCENARIOS
     ]
-
-
-def map_there_and_back(num_layers: int) -> dict[str, int]:
-    """Return the map whose second GPU has a third of the layers, in the middle."""
-    inner = range(num_layers // 3, num_layers - num_layers // 3)
-    layers = {f"model.layers.{layer}": int(layer in inner) for layer in range(num_layers)}
-    return (
-        {"model.embed_tokens": 0, "model.rotary_emb": 0} | layers | {"model.norm": 0, "lm_head": 0}
-    )
 
 
 def count_sequences(way: str, batch_size: int, *, num_gpus: int) -> list[int]:

@@ -78,7 +78,7 @@ def find_uneven_rows(skeleton: PreTrainedModel, *, num_gpus: int) -> str | None:
     for path, parameter in skeleton.named_parameters():
         if path not in plan or parameter.dim() != _STACK_DIMS:
             continue
-        shard = find_shard(plan[path], path=path, num_dims=_STACK_DIMS)
+        shard = find_shard(plan[path], name=path.rpartition(".")[2], num_dims=_STACK_DIMS)
         if shard is None or shard.dim != _STACK_DIMS - 1:
             continue
         size = parameter.shape[-1]
