@@ -114,7 +114,7 @@ def make_config(name: str) -> Any:
     }
     if parts["model"] in GEOMETRIES:
         return geometries.make_config(parts["model"], num_hidden_layers=num_layers, **changes)
-    values = {**read_published_config(parts["model"]), **changes}
+    values: dict[str, Any] = {**read_published_config(parts["model"]), **changes}
     values.pop("quantization_config", None)
     make: Any = transformers.CONFIG_MAPPING[values.pop("model_type")]
     return make(**cut_layers(values, num_layers))
