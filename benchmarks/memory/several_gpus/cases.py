@@ -33,9 +33,6 @@ def _share(geometry: str, num_gpus: int, *ways: str) -> list[Case]:
     return [Case(geometry, way, num_gpus) for way in ways]
 
 
-# A map of our own: the first and the last layers on one GPU and those between on another, which is
-# then neither first nor last, as the inner ones of more than two.
-THERE_AND_BACK = "there-and-back"
 _ALL_WAYS = ("tensor", "expert", "device-map")
 _PLANS = ("tensor", "expert")
 # By the number of GPUs of a machine.
@@ -45,9 +42,6 @@ CASES: dict[int, list[Case]] = {
         *_share("DeepSeek-V2-Lite, 4 layers", 2, *_ALL_WAYS),
         *_share("Mixtral-8x7B, 2 layers", 2, *_PLANS),
         *_share("Mixtral-8x7B, 4 layers", 2, "device-map"),
-        *_share("Qwen3-30B-A3B, 6 layers", 2, THERE_AND_BACK),
-        *_share("DeepSeek-V2-Lite, 6 layers", 2, THERE_AND_BACK),
-        *_share("gpt-oss-20b, 6 layers", 2, THERE_AND_BACK),
     ],
     3: [
         # 512 columns of each expert, which torch can't multiply once they are cut into three.
@@ -101,15 +95,6 @@ def list_scenarios(case: Case) -> list[tuple[int, int, int]]:
     ]
 
 
-def map_there_and_back(num_layers: int) -> dict[str, int]:
-    """Return the map whose second GPU has a third of the layers, in the middle."""
-    inner = range(num_layers // 3, num_layers - num_layers // 3)
-    layers = {f"model.layers.{layer}": int(layer in inner) for layer in range(num_layers)}
-    return (
-        {"model.embed_tokens": 0, "model.rotary_emb": 0} | layers | {"model.norm": 0, "lm_head": 0}
-    )
-
-
 def count_sequences(way: str, batch_size: int, *, num_gpus: int) -> list[int]:
     """Return the number of sequences that each GPU runs."""
     if way == "data":
@@ -129,7 +114,7 @@ def make_config(name: str) -> Any:
     }
     if parts["model"] in GEOMETRIES:
         return geometries.make_config(parts["model"], num_hidden_layers=num_layers, **changes)
-    values = {**read_published_config(parts["model"]), **changes}
+    values: dict[str, Any] = {**read_published_config(parts["model"]), **changes}
     values.pop("quantization_config", None)
     make: Any = transformers.CONFIG_MAPPING[str(values.pop("model_type"))]
     return make(**cut_layers(values, num_layers))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,9 @@ import transformers
 from benchmarks.memory import formats
 from benchmarks.memory.several_gpus.cases import (
     IN_FP8,
-    THERE_AND_BACK,
     Case,
     count_sequences,
     make_config,
-    map_there_and_back,
 )
 
 
@@ -51,6 +50,13 @@ def compare(file: Path, words: Collection[str] = ()) -> None:
             f"{' / '.join(f'{each:+.2%}' for each in off)} |",
             flush=True,
         )
+
+
+def find_difference(estimated_bytes: int, measured_bytes: int) -> float:
+    """Return an estimate minus what was measured, as a share of it; nothing is allocated without layers."""
+    if not measured_bytes:
+        return math.inf if estimated_bytes else 0
+    return estimated_bytes / measured_bytes - 1
 
 
 def find_refused(lines: Iterable[Mapping[str, Any]]) -> dict[Case, str]:
@@ -101,9 +107,7 @@ def simulate(run: Run, *, first: Mapping[str, Any]) -> list[int]:
     from moetool.memory.layouts.shared_runs import SharedRuns
     from moetool.memory.machine.gpu_group import ParallelWay
     from moetool.memory.scenario import Scenario, Task
-    from moetool.memory.sharing.device_maps import DeviceMaps
     from moetool.memory.simulated.model_runs import ModelRuns
-    from moetool.simulation.meta.replaced import replaced
 
     loader = load(run.geometry, first["card"])
     scenario = Scenario(
@@ -113,24 +117,16 @@ def simulate(run: Run, *, first: Mapping[str, Any]) -> list[int]:
         num_new_tokens=run.num_new_tokens,
         task=Task.GENERATE if run.num_new_tokens else Task.FORWARD,
     )
-    on_map = partial(
-        run_by_device_map,
-        loader,
-        scenario,
-        memory_bytes=find_gpu(first["card"]).memory_bytes,
-        num_gpus=run.num_gpus,
-    )
     if run.way == "data":
         sizes = count_sequences(run.way, run.batch_size, num_gpus=run.num_gpus)
         alone = ModelRuns(loader)
         by_size = {size: alone.simulate(replace(scenario, batch_size=size)) for size in set(sizes)}
         found = [by_size[size] for size in sizes]
     elif run.way == "device-map":
-        found = on_map()
-    elif run.way == THERE_AND_BACK:
-        own_map = map_there_and_back(loader.load(scenario).skeleton.config.num_hidden_layers)
-        with replaced(DeviceMaps, {"find_devices": lambda *_, **__: own_map}):
-            found = on_map()
+        memory_bytes = find_gpu(first["card"]).memory_bytes
+        found = run_by_device_map(
+            loader, scenario, memory_bytes=memory_bytes, num_gpus=run.num_gpus
+        )
     else:
         found = SharedRuns(loader, scenario, ParallelWay(run.way)).run_all(run.num_gpus)
     return [each.figures.peak_allocated_bytes for each in found]

@@ -21,13 +21,11 @@ import transformers
 from benchmarks.memory import formats
 from benchmarks.memory.several_gpus.cases import (
     IN_FP8,
-    THERE_AND_BACK,
     Case,
     count_sequences,
     list_cases,
     list_scenarios,
     make_config,
-    map_there_and_back,
 )
 
 CASE_TIMEOUT_S = 60
@@ -35,7 +33,6 @@ CASE_TIMEOUT_S = 60
 CASE_IN_FP8_TIMEOUT_S = 120
 _LEAST_S = 8
 _SHARED = ("tensor", "expert")
-_MAPPED = ("device-map", THERE_AND_BACK)
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ def run_case(context: Any, case: Case, path: Path, wishes: Wishes, *, timeout_s:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    num = 1 if case.way in _MAPPED else case.num_gpus
+    num = 1 if case.way == "device-map" else case.num_gpus
     began = time.perf_counter()
     processes = [
         context.Process(target=work, args=(case, Place(rank, num, port, path), wishes))
@@ -205,9 +202,6 @@ def measure(case: Case, place: Place, wishes: Wishes) -> None:
     load_as: dict[str, Any] = {"device_map": {"": devices[0]}}
     if way == "device-map":
         load_as = {"device_map": "auto"}
-    if way == THERE_AND_BACK:
-        config = transformers.AutoConfig.from_pretrained(place.path)
-        load_as = {"device_map": map_there_and_back(config.num_hidden_layers)}
     if way in _SHARED:
         load_as = {"distributed_config": join_processes(case, place, devices[0], wishes)}
     began = time.perf_counter()
@@ -238,7 +232,7 @@ def measure(case: Case, place: Place, wishes: Wishes) -> None:
         synchronize(devices)
         for index, device in enumerate(devices):
             line = case._asdict() | {
-                "rank": device if way in _MAPPED else place.rank,
+                "rank": device if way == "device-map" else place.rank,
                 "batch_size": batch_size,
                 "num_prompt_tokens": num_prompt_tokens,
                 "num_new_tokens": num_new_tokens,
@@ -263,7 +257,7 @@ def measure(case: Case, place: Place, wishes: Wishes) -> None:
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
             }
-            if way in _MAPPED and not number and not index:
+            if way == "device-map" and not number and not index:
                 device_map: dict[str, Any] = vars(model)["hf_device_map"]
                 line["map"] = {key: str(value) for key, value in device_map.items()}
             write(wishes.file, line)
@@ -271,7 +265,7 @@ def measure(case: Case, place: Place, wishes: Wishes) -> None:
 
 def choose_devices(case: Case, place: Place, wishes: Wishes) -> list[int]:
     """Return the GPUs of a process, among those that it sees."""
-    if case.way in _MAPPED:
+    if case.way == "device-map":
         return list(range(case.num_gpus))
     return [0 if wishes.num_ranks else place.rank]
 

@@ -20,17 +20,18 @@ from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.wording import number_of
 
 _SHARED = (ParallelWay.TENSOR, ParallelWay.EXPERT)
-# Measured on two H200s, see docs/models/memory-accuracy.md.
-_NUM_MEASURED_GPUS = 2
+# Measured on two H200s and on four H100s, see docs/models/memory-accuracy.md.
+_NUM_MEASURED_GPUS = 4
 _NCCL = (
     "NCCL's own buffers are outside torch's allocator, depend on its version and on how the GPUs are "
-    "connected, and are left out of the device total: NCCL 2.28 took 3.1 GiB of each of two H200s."
+    "connected, and are left out of the device total: NCCL 2.28 took 3.1 GiB of each of two H200s and of "
+    "four H100s."
 )
 _NOT_CONFIRMED = {
-    ParallelWay.DEVICE_MAP: "Runs on 2 GPUs were measured and confirmed; runs on more were not."
+    ParallelWay.DEVICE_MAP: "Runs on 2 to 4 GPUs were measured and confirmed; runs on more were not."
 } | dict.fromkeys(
     _SHARED,
-    "Runs on 2 GPUs and single ranks of 4 and 8 were measured and confirmed; whole runs on more than 2 "
+    "Runs on 2 and 4 GPUs and single ranks of 8 were measured and confirmed; whole runs on more than 4 "
     "were not.",
 )
 _NETWORK = (
