@@ -37,6 +37,9 @@ class Holding(Enum):
     PARAMETERS = auto()
     BUFFERS = auto()
 
+    # Enum's own takes the hash of the name, in Python. A large model's modules have a million.
+    __hash__ = object.__hash__
+
     def find_in(self, module: nn.Module) -> dict[str, Any]:
         """Return the dictionary in which a module holds such values, among others."""
         if self is Holding.ATTRIBUTES:
@@ -114,14 +117,17 @@ class Fingerprints:
         return tuple((path, self._of_module(module, first)) for path, module in walk_modules(layer))
 
     def _of_module(self, module: nn.Module, first_index: int) -> _OfModule:
-        held = [
-            # A layer with two attentions has two indices, of which the difference matters.
-            (holding, name, value - first_index if _is_index(name, value) else self.of_value(value))
-            for holding, values in list_holdings(module).items()
-            for name, value in values.items()
-        ]
-        configs = [value for value in vars(module).values() if isinstance(value, PreTrainedConfig)]
-        by_layer = [self._of_layer_entries(config, first_index) for config in configs]
+        held: list[tuple[Holding, str, Hashable]] = []
+        by_layer: list[Hashable] = []
+        for holding, values in list_holdings(module).items():
+            for name, value in values.items():
+                if _is_index(name, value):
+                    # A layer with two attentions has two indices, of which the difference matters.
+                    held.append((holding, name, value - first_index))
+                    continue
+                held.append((holding, name, self.of_value(value)))
+                if isinstance(value, PreTrainedConfig):
+                    by_layer.append(self._of_layer_entries(value, first_index))
         return (type(module), tuple(held), tuple(by_layer))
 
     def _of_layer_entries(self, config: PreTrainedConfig, index: int) -> Hashable:
@@ -141,13 +147,11 @@ class Fingerprints:
 
 def list_holdings(module: nn.Module) -> dict[Holding, dict[str, Any]]:
     """Return the values that a module itself holds and that bear on its work."""
+    attributes = {name: value for name, value in vars(module).items() if name not in _SAYS_NOTHING}
     return {
-        holding: {
-            name: value
-            for name, value in holding.find_in(module).items()
-            if holding is not Holding.ATTRIBUTES or name not in _SAYS_NOTHING
-        }
-        for holding in Holding
+        Holding.ATTRIBUTES: attributes,
+        Holding.PARAMETERS: dict(module._parameters),
+        Holding.BUFFERS: dict(module._buffers),
     }
 
 
