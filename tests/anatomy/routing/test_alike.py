@@ -14,7 +14,7 @@ from moetool.anatomy.routing import top_k
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.anatomy.routing.top_k import describe_block
 from tests.anatomy.counting import build_family_skeleton
-from tests.families.tiny.configs import HIDDEN_SIZE, TOP_K
+from tests.families.tiny.sizes import HIDDEN_SIZE, TOP_K
 
 
 def _change_number(block: Any) -> None:
