@@ -92,9 +92,9 @@ def test_a_run_that_stopped_before_its_first_step_says_nothing() -> None:
     seen = SeenRuns()
     run = MemoryRun(build_family_skeleton("mixtral").eval(), RunOptions(), seen=seen)
     run.generate(num_prompt_tokens=40, num_new_tokens=2, num_calls=1)
-    assert seen.expect(1, 40) is None
+    assert seen.expect(1, GivenTokens(40)) is None
     run.generate(num_prompt_tokens=40, num_new_tokens=2)
-    assert seen.expect(1, 40) is not None
+    assert seen.expect(1, GivenTokens(40)) is not None
 
 
 def test_runs_on_other_terms_are_kept_apart_and_static_caches_are_not_expected() -> None:
