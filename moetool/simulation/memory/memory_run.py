@@ -28,6 +28,7 @@ from moetool.simulation.meta.encoders import encoding_inside_model
 from moetool.simulation.meta.generation import StopSimulation, without_data
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
+from moetool.simulation.meta.set_order import going_through_sets_in_order
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 from moetool.simulation.run_options import DEFAULT_BLOCK_BUDGET as DEFAULT_BLOCK_BUDGET
 from moetool.simulation.run_options import BlockBudget as BlockBudget
@@ -73,7 +74,6 @@ class MemoryRun:
         self._routing_modules = routing_modules if options.is_routing_kept else ()
         self._token_id = find_ordinary_token(skeleton.config)
         self._seen = SeenRuns() if seen is None else seen
-        self._origins = self._seen.origins
         self._is_each_layer_run = is_each_layer_run
         self._outcomes = self._seen.outcomes
         self._on_step = on_step
@@ -188,9 +188,8 @@ class MemoryRun:
 
     def _call(self, input_ids: torch.Tensor, **options: Any) -> Any:
         accepted = inspect.signature(type(self._skeleton).forward).parameters
-        return self._skeleton(
-            input_ids, **{name: value for name, value in options.items() if name in accepted}
-        )
+        given = {name: value for name, value in options.items() if name in accepted}
+        return self._skeleton(input_ids, **given)
 
     def _record(
         self,
@@ -207,7 +206,7 @@ class MemoryRun:
         stream = SideStream()
         recorder = AllocationRecorder(
             models,
-            origins=self._origins,
+            origins=self._seen.origins,
             workspace_bytes=self._options.workspace_bytes,
             lt_workspace_bytes=self._options.lt_workspace_bytes,
             max_blocks_of_layer=None
@@ -226,6 +225,7 @@ class MemoryRun:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(MetaKernels())
             stack.enter_context(known)
+            stack.enter_context(going_through_sets_in_order(models))
             attention = getattr(skeleton.config.get_text_config(), "_attn_implementation", "")
             stack.enter_context(standing_in_for_flash(attention))
             stack.enter_context(standing_in_for_flex(attention))
@@ -279,7 +279,7 @@ class MemoryRun:
             end = calls[-1].first_event if is_cut else len(recorder.events)
             timeline = Timeline(
                 events=tuple(recorder.events[:end]),
-                origins=self._origins.found,
+                origins=self._seen.origins.found,
                 calls=tuple(calls),
                 workspace_block=recorder.workspace_block,
                 lt_workspace_block=recorder.lt_workspace_block,

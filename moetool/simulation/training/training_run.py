@@ -17,6 +17,7 @@ from moetool.simulation.memory.timeline import Origins
 from moetool.simulation.meta.encoders import encoding_inside_model
 from moetool.simulation.meta.generation import without_data
 from moetool.simulation.meta.known_values import KnownValues
+from moetool.simulation.meta.set_order import going_through_sets_in_order
 from moetool.simulation.training.backward_kernels import find_training_temporaries
 from moetool.simulation.training.optimizer_kinds import Optimizer
 from moetool.simulation.training.optimizers import make_optimizer
@@ -101,6 +102,7 @@ def run_training(
         stack.enter_context(attention_as_on_gpu())
         reused = stack.enter_context(ReusedGradients())
         stack.enter_context(known)
+        stack.enter_context(going_through_sets_in_order(skeleton))
         stack.enter_context(recorder)
         stack.enter_context(encoding_inside_model(skeleton, known))
         with known.inside_model():

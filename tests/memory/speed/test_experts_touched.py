@@ -286,7 +286,9 @@ def test_choices_are_unknown_where_the_top_k_of_a_layer_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "moetool.anatomy.skeleton.routed_skeleton.find_top_k",
-        lambda _model, layer, **_: None if layer.layer == 2 else TOP_K,
+        "moetool.anatomy.skeleton.routed_skeleton.find_each_top_k",
+        lambda _model, layers, **_: {
+            layer: None if layer.layer == 2 else TOP_K for layer in layers
+        },
     )
     assert find_choices(RoutedSkeleton.of(build_family_skeleton("mixtral"))) is None
