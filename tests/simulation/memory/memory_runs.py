@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.memory_run import RunOptions
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
 from moetool.simulation.memory.timeline import Call, Event, Origin, Origins, Timeline
+from moetool.simulation.meta.set_order import going_through_sets_in_order
 
 # They have no `generate`.
 NOT_GENERATING = (
@@ -171,7 +172,12 @@ def generate_on_cpu(
         options["cache_config"] = {"backend": "fp8"}
     calls: list[Call] = []
     generate: Any = model.generate
-    with torch.inference_mode(), recorder, watching(model, recorder, calls):
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        # Python's own order differs from process to process, and so would the two runs.
+        stack.enter_context(going_through_sets_in_order(model))
+        stack.enter_context(recorder)
+        stack.enter_context(watching(model, recorder, calls))
         shape = (run.batch_size, num_prompt_tokens)
         input_ids = torch.zeros(shape, dtype=torch.long).fill_(token_id)
         if run.has_padding:
