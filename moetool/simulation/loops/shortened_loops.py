@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import nn
 
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.loops.loop import Loop
 from moetool.simulation.loops.loop_bodies import TORCH_NAMES, LoopBody, find_loop_body
 from moetool.simulation.meta.known_values import KnownValues
+from moetool.simulation.meta.replaced import find_code, replaced
 
 # With fewer iterations, there is little to leave out.
 _FEWEST_ITERATIONS = 8
@@ -101,10 +103,9 @@ class ShortenedLoops:
 
     def __enter__(self) -> Self:
         stand_in = _Ranges(self)
-        for module in _find_code(self._model):
-            if "range" not in vars(module):
-                module.range = stand_in  # type: ignore[attr-defined]
-                self._exit.callback(vars(module).pop, "range", None)
+        for code in find_code(module for _, module in walk_modules(self._model)):
+            if "range" not in vars(code):
+                self._exit.enter_context(replaced(code, {"range": stand_in}))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -253,9 +254,3 @@ class _Ranges:
 
     def __instancecheck__(self, value: object) -> bool:
         return isinstance(value, range)
-
-
-def _find_code(model: nn.Module) -> list[ModuleType]:
-    """Return the Python modules in which the classes of a model's modules are defined."""
-    names = {type(module).__module__ for module in model.modules()}
-    return [sys.modules[name] for name in sorted(names) if not name.startswith("torch.")]

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from torch import nn
 
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator, DeviceFullError
 from moetool.simulation.memory.allocator.weights import allocate_weights
 from moetool.simulation.memory.steps.event_table import EventTable
@@ -70,7 +71,7 @@ class MemoryProfile:
 def list_weight_bytes(model: nn.Module) -> list[int]:
     """Return the size of each storage of parameters and buffers, in the order of the modules."""
     sizes: dict[int, int] = {}
-    for module in model.modules():
+    for _, module in walk_modules(model):
         for tensors in (module._parameters, module._buffers):
             for tensor in tensors.values():
                 if tensor is not None:

@@ -1,10 +1,14 @@
-"""Attributes of modules and classes that are replaced for a while."""
+"""Attributes of modules and classes that are replaced for a while, and where a model's code is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
+
+from torch import nn
 
 
 @contextmanager
@@ -27,3 +31,9 @@ def replaced(holder: Any, values: Mapping[str, Any]) -> Iterator[None]:
                 setattr(holder, name, before[name])
             else:
                 delattr(holder, name)
+
+
+def find_code(modules: Iterable[nn.Module]) -> list[ModuleType]:
+    """Return the Python modules in which the classes of a model's modules are, without torch's own."""
+    names = {type(module).__module__ for module in modules}
+    return [sys.modules[name] for name in sorted(names) if not name.startswith("torch.")]

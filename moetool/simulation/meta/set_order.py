@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
-from moetool.simulation.meta.replaced import replaced
+from moetool.simulation.meta.replaced import find_code, replaced
 
 
 class _SortedSet(set[Any]):
@@ -32,11 +31,10 @@ def going_through_sets_in_order(model: nn.Module) -> Iterator[None]:
     torch's allocator puts them. The same question would have different answers.
     """
     modules = list(_walk_outside_lists(model))
-    names = {type(module).__module__ for module in modules}
     with ExitStack() as stack:
-        for name in sorted(names):
-            if name.startswith("transformers.models."):
-                stack.enter_context(replaced(sys.modules[name], {"set": _SortedSet}))
+        for code in find_code(modules):
+            if code.__name__.startswith("transformers.models."):
+                stack.enter_context(replaced(code, {"set": _SortedSet}))
         for module in modules:
             own = {
                 name: _SortedSet(value)

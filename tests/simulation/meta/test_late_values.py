@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 
-from moetool.simulation.meta.deferred_values import DeferredCall
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.simulation.meta.known_values import KnownValues
 from tests.simulation.meta.known import TOKEN_ID, entered, is_unknown, meta
-
-
-@pytest.fixture
-def late() -> Iterator[KnownValues]:
-    """Known values that compute no more than ten at once unless they are read."""
-    values = KnownValues(token_id=TOKEN_ID, most_elements=10)
-    with entered(values, is_alone=False):
-        yield values
 
 
 @pytest.mark.usefixtures("late")
@@ -34,26 +23,16 @@ def test_large_tensors_are_computed_once_they_are_read() -> None:
 
 
 @pytest.mark.usefixtures("late")
-def test_large_tensors_that_nothing_reads_are_never_computed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ran: list[object] = []
-    compute = DeferredCall._compute
-
-    def watched(self: DeferredCall, *given: Any) -> Any:
-        ran.append(self)
-        return compute(self, *given)
-
-    monkeypatch.setattr(DeferredCall, "_compute", watched)
+def test_large_tensors_that_nothing_reads_are_never_computed(computed: list[object]) -> None:
     positions = torch.arange(100, device="meta")
     doubled = positions + positions
     mask = doubled[:, None] == doubled
-    assert ran == []
+    assert computed == []
     assert not mask.all().item()
     # Sum, comparison, its two views and the positions, each once.
-    num_ran = len(ran)
+    num_ran = len(computed)
     assert mask.any().item()
-    assert len(ran) == num_ran + 1
+    assert len(computed) == num_ran + 1
 
 
 @pytest.mark.usefixtures("late")
@@ -69,26 +48,16 @@ def test_a_large_tensor_is_what_it_was_when_something_followed_from_it() -> None
     assert numbers.tolist() == [1, *view.tolist()]
 
 
-def test_writes_to_a_large_tensor_wait_until_it_is_read(
-    late: KnownValues, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("late")
+def test_writes_to_a_large_tensor_wait_until_it_is_read(computed: list[object]) -> None:
     positions = torch.arange(100, device="meta")
-    del late
-    ran: list[object] = []
-    compute = DeferredCall._compute
-
-    def watched(self: DeferredCall, *given: Any) -> Any:
-        ran.append(self)
-        return compute(self, *given)
-
-    monkeypatch.setattr(DeferredCall, "_compute", watched)
     doubled = positions * 2
     tripled = doubled + positions
     doubled += tripled
     doubled.clamp_(max=400)
     after = doubled - 1
     doubled.zero_()
-    assert ran == []
+    assert computed == []
     assert after.tolist() == [min(5 * number, 400) - 1 for number in range(100)]
     assert tripled.tolist() == [3 * number for number in range(100)]
     assert doubled.tolist() == [0] * 100

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from moetool.simulation.meta.deferred_values import DeferredCall
 from moetool.simulation.meta.known_values import KnownValues
-from tests.simulation.meta.known import entered, meta
+from tests.simulation.meta.known import meta
 
 SHAPE = (40, 3)
-
-
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The operations whose results were computed in full."""
-    ran: list[object] = []
-    compute = DeferredCall._compute
-
-    def watched(self: DeferredCall, *given: Any) -> Any:
-        ran.append(self)
-        return compute(self, *given)
-
-    monkeypatch.setattr(DeferredCall, "_compute", watched)
-    return ran
-
-
-@pytest.fixture
-def late() -> Iterator[KnownValues]:
-    values = KnownValues(token_id=7, most_elements=10)
-    with entered(values, is_alone=False):
-        yield values
 
 
 def make_ids(late: KnownValues, number: int) -> torch.Tensor:
