@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from moetool.simulation.meta.dispatch import DispatchMode, is_composite, run_composite
 from moetool.simulation.meta.generation import TooManyOperations
-from moetool.simulation.repeated.repeated_layers import LayerVisit
+from moetool.simulation.repeated.observers import LayerVisit
 
 aten = torch.ops.aten
 

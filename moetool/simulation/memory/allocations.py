@@ -31,7 +31,7 @@ from moetool.simulation.memory.operations.workspaces import Workspaces
 from moetool.simulation.memory.timeline import Event, Origins
 from moetool.simulation.meta.dispatch import find_local, find_tensors
 from moetool.simulation.meta.generation import TooManyOperations
-from moetool.simulation.repeated.repeated_layers import LayerVisit
+from moetool.simulation.repeated.observers import LayerVisit
 
 _NO_TEMPORARIES = Temporaries()
 _USUAL_TEMPORARIES = find_temporaries
@@ -149,9 +149,15 @@ class AllocationRecorder:
         self._places.layer = visit.path
         self._num_blocks_before_layer = self._ledger.num_blocks
         self._workspaces.needed = {}
-        num_blocks = self._num_blocks_before_layer
-        positions = self._find_positions(visit)
-        return LayerMark(len(self.events), num_blocks, len(self.loops), positions)
+        return self.begin_part(visit)
+
+    def begin_part(self, visit: LayerVisit) -> LayerMark:
+        """Return a mark of the beginning of a part of the layer that runs."""
+        needed, self._workspaces.needed = self._workspaces.needed, {}
+        ledger, positions = self._ledger, self._find_positions(visit)
+        return LayerMark(
+            len(ledger.events), ledger.num_blocks, len(self.loops), positions, needed
+        )
 
     def end_layer(self, mark: LayerMark, left: Sequence[torch.Tensor]) -> LayerEvents | None:
         """Return the events since a mark.
@@ -160,6 +166,26 @@ class AllocationRecorder:
         memory that it was not given.
         """
         self._places.layer = ""
+        return self._end(mark, left)
+
+    def end_part(self, mark: LayerMark, left: Sequence[torch.Tensor]) -> LayerEvents | None:
+        """Return the events since a mark of a part's beginning.
+
+        None as for a layer, if a tensor that it left behind is not in its own memory, or if it left
+        out iterations: that is for the first call of a model, and the part may be repeated in others.
+        """
+        done = self._end(mark, left)
+        is_own = done is not None and all(name is not None and name >= 0 for name in done.left)
+        return done if is_own and len(self.loops) == mark.num_loops else None
+
+    def can_repeat_part(self, done: LayerEvents) -> bool:
+        """Return whether the layer that runs may make the blocks of an earlier part."""
+        return not self._makes_too_many(done.num_made)
+
+    def _end(self, mark: LayerMark, left: Sequence[torch.Tensor]) -> LayerEvents | None:
+        needed = self._workspaces.needed
+        # What the layer needed before counts.
+        self._workspaces.needed = {**needed, **mark.needed}
         names = {block: -1 - position for block, position in mark.positions.items()}
         alive, workspaces = set[int](), set(self._workspaces.taken.values())
         events: list[Event] = []
@@ -189,7 +215,7 @@ class AllocationRecorder:
                     taking.origin,
                     None if taking.block is None else taking.block - mark.num_blocks,
                 )
-                for kind, taking in self._workspaces.needed.items()
+                for kind, taking in needed.items()
             },
             loops=tuple(
                 loop.moved(num_own[loop.end_event - mark.num_events], -mark.num_blocks)
@@ -229,7 +255,7 @@ class AllocationRecorder:
             start = end
             if isinstance(stop, Loop):
                 self.loops.append(stop.moved(len(self.events), first))
-            elif stop not in self._workspaces.taken:
+            else:
                 _, taker, own_block = done.workspaces[stop]
                 block = None if own_block is None else own_block + first
                 origin = self._places.number_in(layer, taker)

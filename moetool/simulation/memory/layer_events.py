@@ -38,19 +38,21 @@ class Taking(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerMark:
-    """The beginning of a layer.
+    """The beginning of a layer, or of a part of one.
 
     Attributes:
         num_events: Number of events before it.
         num_blocks: Number of blocks before it.
         num_loops: Number of shortened loops before it.
         positions: The position of each block that the layer found among the tensors found.
+        needed: The workspaces that the layer needed before this part of it.
     """
 
     num_events: int
     num_blocks: int
     num_loops: int
     positions: Mapping[int, int]
+    needed: Mapping[Workspace, Taking]
 
 
 @dataclass(frozen=True)

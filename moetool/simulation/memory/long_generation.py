@@ -78,7 +78,6 @@ def simulate_generation(
         num_new_tokens=num_new_tokens,
         most_samples=most_samples,
     )
-    head = sampler.generate_around(_NUM_STEPS_BEFORE)
     last = num_new_tokens - 1
     if not sampler.cover(_NUM_STEPS_BEFORE, last):
         if num_new_tokens > budget.most_steps:
@@ -88,14 +87,20 @@ def simulate_generation(
     stride = max(1, -(-(last - _NUM_STEPS_BEFORE) * events_of_step // budget.most_events))
     numbers = range(last, _NUM_STEPS_BEFORE, -stride)[::-1]
     return continue_timeline(
-        head,
+        sampler.head,
         num_calls=_NUM_STEPS_BEFORE + 1,
         steps=map(sampler.find, numbers),
     )
 
 
 class _Sampler:
-    """Finds a step by its number, among those that ran or between two of them."""
+    """Finds a step by its number, among those that ran or between two of them.
+
+    Attributes:
+        head: The generation in which the first step to be covered ran.
+    """
+
+    head: Timeline
 
     def __init__(
         self, run: MemoryRun, *, num_prompt_tokens: int, num_new_tokens: int, most_samples: int
@@ -107,26 +112,24 @@ class _Sampler:
         self._samples: dict[int, Step | None] = {}
         self._stretches: list[tuple[int, int]] = []
 
-    def generate_around(self, number: int) -> Timeline:
+    def _generate_around(self, number: int) -> Timeline:
         """Return a generation whose second step is the one with this number."""
-        timeline = self._run.generate(
+        return self._run.generate(
             num_prompt_tokens=self._num_prompt_tokens,
             num_tokens_before=number - _NUM_STEPS_BEFORE,
             num_new_tokens=_NUM_STEPS_BEFORE + 2,
             num_tokens_after=max(0, self._num_new_tokens - number - 2),
             num_calls=_NUM_STEPS_BEFORE + 1,
         )
-        self._samples[number] = take_step(timeline, _NUM_STEPS_BEFORE)
-        return timeline
 
     def cover(self, first: int, last: int) -> bool:
         """Run steps until all from one number to another can be found; return False if that fails.
 
         It fails as soon as the fewest steps that have yet to run are too many.
         """
-        # The middle before the end: numbers of tokens are often powers of two, at which layers that
+        # The middle before the ends: numbers of tokens are often powers of two, at which layers that
         # collect tokens do something else, and one step that doesn't follow is enough to give up.
-        if any(self._sample(number) is None for number in (first, (first + last) // 2, last)):
+        if any(self._sample(number) is None for number in ((first + last) // 2, first, last)):
             return False
         stretches = [(first, last)]
         while stretches:
@@ -173,7 +176,10 @@ class _Sampler:
         if number not in self._samples:
             if len(self._samples) >= self._most_samples:
                 return None
-            self.generate_around(number)
+            timeline = self._generate_around(number)
+            self._samples[number] = take_step(timeline, _NUM_STEPS_BEFORE)
+            if number == _NUM_STEPS_BEFORE:
+                self.head = timeline
         return self._samples[number]
 
 

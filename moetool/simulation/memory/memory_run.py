@@ -30,6 +30,7 @@ from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
 from moetool.simulation.meta.set_order import going_through_sets_in_order
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
+from moetool.simulation.repeated.repeated_parts import RepeatedParts
 from moetool.simulation.run_options import DEFAULT_BLOCK_BUDGET as DEFAULT_BLOCK_BUDGET
 from moetool.simulation.run_options import BlockBudget as BlockBudget
 from moetool.simulation.run_options import RunOptions as RunOptions
@@ -202,8 +203,7 @@ class MemoryRun:
         num_residual: int = 0,
     ) -> Timeline:
         skeleton, batch_size = self._skeleton, self._options.batch_size
-        models = join_models(skeleton, self._assistant)
-        stream = SideStream()
+        models, stream = join_models(skeleton, self._assistant), SideStream()
         recorder = AllocationRecorder(
             models,
             origins=self._seen.origins,
@@ -219,8 +219,7 @@ class MemoryRun:
             num_beams=self._options.num_beams,
             is_routing_balanced=self._options.is_routing_balanced,
         )
-        calls: list[Call] = []
-        kept: list[torch.Tensor] = []
+        calls, kept = list[Call](), list[torch.Tensor]()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(MetaKernels())
@@ -238,6 +237,7 @@ class MemoryRun:
                         models,
                         observers=[recorder],
                         outcomes=self._outcomes,
+                        parts=RepeatedParts(recorder, known, self._outcomes),
                         on_layer=None if self._on_step is None else self._say_layer,
                     )
                 )

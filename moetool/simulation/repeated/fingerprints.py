@@ -82,18 +82,25 @@ class Fingerprints:
 
     def of_value(self, value: Any) -> Hashable:
         """Return the fingerprint of anything that a layer is given or holds."""
-        base = _find_base(value.__class__)
+        kind = value.__class__
+        base = _find_base(kind)
         if base is _PLAIN:
-            return (type(value), value)
+            return (kind, value)
         if base is torch.Tensor:
-            return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device.type)
+            return ("tensor", value.shape, value.stride(), value.dtype, value.device.type)
         if base is _ROWS:
-            return (type(value), *map(self.of_value, value))
+            return (kind, *map(self.of_value, value))
         if base is dict:
-            items = ((self.of_value(name), self.of_value(item)) for name, item in value.items())
-            return (type(value), *items)
+            items: list[Hashable] = [kind]
+            for name, item in value.items():
+                # Fingerprints of other names are tuples.
+                items += (
+                    name if name.__class__ is str else self.of_value(name),
+                    self.of_value(item),
+                )
+            return tuple(items)
         if base is UserDict:
-            return (type(value), self.of_value(value.data))
+            return (kind, self.of_value(value.data))
         if base is Cache:
             return ("cache", type(value))
         if base is BlockMask:
@@ -195,6 +202,11 @@ def is_transparent(value: Any) -> bool:
     if base is UserDict:
         return is_transparent(value.data)
     return base in (torch.Tensor, BlockMask, _PLAIN) or isinstance(value, _CODE)
+
+
+def is_tensor_or_plain(value: Any) -> bool:
+    """Return whether a value is a tensor, or one that is compared by equality."""
+    return _find_base(value.__class__) in (torch.Tensor, _PLAIN)
 
 
 @functools.cache

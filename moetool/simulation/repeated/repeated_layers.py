@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -14,52 +13,12 @@ from transformers.cache_utils import Cache
 from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.repeated.cache_slots import CacheSlots, SlotTemplates
 from moetool.simulation.repeated.fingerprints import find_differences, is_transparent
+from moetool.simulation.repeated.forwards import replacing_forward
 from moetool.simulation.repeated.layer_outcomes import Layer, LayerOutcomes, Outcome
 from moetool.simulation.repeated.module_changes import NO_CHANGES, LayerState, ModuleChanges
+from moetool.simulation.repeated.observers import LayerObserver, LayerVisit
+from moetool.simulation.repeated.repeated_parts import RepeatedParts
 from moetool.simulation.repeated.templates import StandIns, TemplateMaker, find_leaves
-
-
-@dataclass(frozen=True)
-class LayerVisit:
-    """A call of a layer.
-
-    Attributes:
-        path: The layer's path in the model.
-        found: The tensors among its arguments and in its slot of the cache.
-    """
-
-    path: str
-    found: tuple[torch.Tensor, ...]
-
-
-class LayerObserver(Protocol):
-    """Measures the work of layers, including those that don't run."""
-
-    def describe(self, visit: LayerVisit) -> Hashable:
-        """Return what else must be equal for two visits to be the same to this observer."""
-
-    def begin_layer(self, visit: LayerVisit) -> Any:
-        """Return a mark of the beginning of a layer."""
-
-    def end_layer(self, mark: Any, left: Sequence[torch.Tensor]) -> Any:
-        """Return a record of the work since a mark; None if it can't stand for another layer's.
-
-        Args:
-            mark: The mark of the layer's beginning.
-            left: The tensors that the layer made and left behind.
-        """
-
-    def repeat_layer(
-        self, visit: LayerVisit, done: Any, left: Mapping[int, torch.Tensor]
-    ) -> AbstractContextManager[object]:
-        """Record the work of an earlier layer as that of another.
-
-        Args:
-            visit: The layer's call.
-            done: The record of the earlier layer.
-            left: The stand-ins for the tensors that the layer would leave behind, by index in the
-                sequence that `end_layer` was given. They are complete when the context exits.
-        """
 
 
 class RepeatedLayers:
@@ -86,6 +45,8 @@ class RepeatedLayers:
         model: The model, on the meta device.
         observers: Observers of the layers, run or not.
         outcomes: Outcomes of earlier runs; None to start without any.
+        parts: Repeats parts of the layers that run; None to run them whole.
+        on_layer: Receives the path of each layer that is called.
     """
 
     # The steps of a call, in order:
@@ -105,12 +66,14 @@ class RepeatedLayers:
         *,
         observers: Sequence[LayerObserver],
         outcomes: LayerOutcomes | None = None,
+        parts: RepeatedParts | None = None,
         on_layer: Callable[[str], None] | None = None,
     ) -> None:
         self.num_run = 0
         self.num_repeated = 0
         self._model = model
         self._observers = observers
+        self._parts = parts
         self._on_layer = on_layer
         self._outcomes = LayerOutcomes() if outcomes is None else outcomes
         self._fingerprints = self._outcomes.fingerprints
@@ -128,8 +91,7 @@ class RepeatedLayers:
         }
         for module in layers:
             layer = Layer(paths[id(module)], module, module.forward)
-            self._exit.callback(_put_back_forward, module, vars(module).get("forward"))
-            module.forward = self._stand_in_for(layer)
+            self._exit.enter_context(replacing_forward(module, self._stand_in_for(layer)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -237,7 +199,8 @@ class RepeatedLayers:
             observer.begin_layer(_visit(layer, given, slot=slot)) for observer in self._observers
         ]
         try:
-            result = layer.forward(*args, **kwargs)
+            with nullcontext() if self._parts is None else self._parts.repeating_in(layer):
+                result = layer.forward(*args, **kwargs)
         except BaseException:
             self._restore_at_end(layer, state)
             self._lose_kind(layer)
@@ -330,10 +293,3 @@ def _find_layers(module: nn.Module) -> Iterator[nn.Module]:
                     yield member
 
     return visit(module)
-
-
-def _put_back_forward(module: nn.Module, own: Any) -> None:
-    """Restore a module's forward: its own attribute, or the class's method if that is None."""
-    del module.forward
-    if own is not None:
-        module.forward = own

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from moetool.simulation.flops.flop_counter import FlopCount, FlopCounter
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.meta.meta_kernels import MetaKernels
-from moetool.simulation.repeated.repeated_layers import LayerObserver, LayerVisit
+from moetool.simulation.repeated.observers import LayerObserver, LayerVisit
 
 VISIT = LayerVisit("layers.0", ())
 meta = partial(torch.empty, device="meta")

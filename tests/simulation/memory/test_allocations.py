@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.timeline import Event, Origin, Origins
-from moetool.simulation.repeated.repeated_layers import LayerVisit, RepeatedLayers
+from moetool.simulation.repeated.observers import LayerVisit
+from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 from tests.simulation.memory.layered_model import Model, do_nothing, meta
 
 

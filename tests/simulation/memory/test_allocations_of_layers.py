@@ -12,7 +12,8 @@ from transformers import DynamicCache
 
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.timeline import Origins, Timeline
-from moetool.simulation.repeated.repeated_layers import LayerVisit, RepeatedLayers
+from moetool.simulation.repeated.observers import LayerVisit
+from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 from tests.simulation.memory.layered_model import Layer, Model, do_nothing, meta
 from tests.simulation.memory.memory_runs import Summary, summarize
 

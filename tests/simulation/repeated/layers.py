@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig
 
-from moetool.simulation.repeated.repeated_layers import LayerVisit, RepeatedLayers
+from moetool.simulation.repeated.observers import LayerVisit
+from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 
 NUM_LAYERS = 4
 

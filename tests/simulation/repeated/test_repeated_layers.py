@@ -11,7 +11,8 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from moetool.simulation.repeated.repeated_layers import LayerVisit, RepeatedLayers
+from moetool.simulation.repeated.observers import LayerVisit
+from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 from tests.simulation.repeated.layers import (
     NUM_LAYERS,
     Layer,

@@ -19,7 +19,7 @@ from moetool.simulation.meta.dispatch import DispatchMode, find_tensors
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
-from moetool.simulation.repeated.repeated_layers import LayerVisit
+from moetool.simulation.repeated.observers import LayerVisit
 from tests.simulation.skeletons import build_family_skeleton
 
 aten = torch.ops.aten
