@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from operator import itemgetter
 from typing import Any, Self
 
@@ -23,12 +22,13 @@ from moetool.simulation.memory.cuda_kernels import (
 )
 from moetool.simulation.memory.layer_events import LayerEvents, LayerMark, Taking, Workspace
 from moetool.simulation.memory.operations.births import Births
+from moetool.simulation.memory.operations.event_log import EventLog
 from moetool.simulation.memory.operations.ledger import Ledger
 from moetool.simulation.memory.operations.outcomes import OperationOutcome
 from moetool.simulation.memory.operations.places import Places
 from moetool.simulation.memory.operations.repeats import OperationRepeats
 from moetool.simulation.memory.operations.workspaces import Workspaces
-from moetool.simulation.memory.timeline import Event, Origins
+from moetool.simulation.memory.timeline import Origins
 from moetool.simulation.meta.dispatch import find_local, find_tensors
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.observers import LayerVisit
@@ -108,7 +108,7 @@ class AllocationRecorder:
         self._exit.close()
 
     @property
-    def events(self) -> list[Event]:
+    def events(self) -> EventLog:
         """Births and deaths so far, in order."""
         return self._ledger.events
 
@@ -155,9 +155,7 @@ class AllocationRecorder:
         """Return a mark of the beginning of a part of the layer that runs."""
         needed, self._workspaces.needed = self._workspaces.needed, {}
         ledger, positions = self._ledger, self._find_positions(visit)
-        return LayerMark(
-            len(ledger.events), ledger.num_blocks, len(self.loops), positions, needed
-        )
+        return LayerMark(len(ledger.events), ledger.num_blocks, len(self.loops), positions, needed)
 
     def end_layer(self, mark: LayerMark, left: Sequence[torch.Tensor]) -> LayerEvents | None:
         """Return the events since a mark.
@@ -188,25 +186,25 @@ class AllocationRecorder:
         self._workspaces.needed = {**needed, **mark.needed}
         names = {block: -1 - position for block, position in mark.positions.items()}
         alive, workspaces = set[int](), set(self._workspaces.taken.values())
-        events: list[Event] = []
+        events = EventLog()
         # For each number of events since the mark, the number of those kept for other layers.
         num_own: list[int] = []
-        for event in self.events[mark.num_events :]:
+        for block, num_bytes, origin in self.events[mark.num_events :]:
             num_own.append(len(events))
-            if event.block in workspaces:
+            if block in workspaces:
                 continue
-            if event.block >= mark.num_blocks:
-                names[event.block] = event.block - mark.num_blocks
-            if event.block not in names:
+            if block >= mark.num_blocks:
+                names[block] = block - mark.num_blocks
+            if block not in names:
                 return None
-            (alive.discard if event.num_bytes < 0 else alive.add)(event.block)
-            events.append(event._replace(block=names[event.block]))
+            (alive.discard if num_bytes < 0 else alive.add)(block)
+            events.add(names[block], num_bytes, origin)
         num_own.append(len(events))
         blocks = [self.find_block(tensor) for tensor in left]
         if not alive <= set(blocks) or not {b for b in blocks if b is not None} <= set(names):
             return None
         return LayerEvents(
-            events=tuple(events),
+            events=events.slice(0),
             num_made=self._ledger.num_blocks - mark.num_blocks,
             left=tuple(None if block is None else names[block] for block in blocks),
             workspaces={
@@ -243,15 +241,14 @@ class AllocationRecorder:
         freed = {found[name] for name in done.freed}
         # It lives on if something else holds it here.
         living, died = freed - died, died - freed
-        moved = {place: self._places.number_in(layer, place) for place in done.birthplaces}
-        place = partial(done.place, first=first, found=found, moved=moved)
+        events = done.place(layer, first=first, found=found, places=self._places)
         start = 0
         stops: list[tuple[int, Loop | Workspace]] = [
             *((loop.end_event, loop) for loop in done.loops),
             *((taking.num_events, kind) for kind, taking in done.workspaces.items()),
         ]
         for end, stop in sorted(stops, key=itemgetter(0)):
-            self._ledger.extend(place(start, end), living=living)
+            self._ledger.extend(events.slice(start, end), living=living)
             start = end
             if isinstance(stop, Loop):
                 self.loops.append(stop.moved(len(self.events), first))
@@ -260,7 +257,7 @@ class AllocationRecorder:
                 block = None if own_block is None else own_block + first
                 origin = self._places.number_in(layer, taker)
                 self._workspaces.take(stop, origin, block=block)
-        self._ledger.extend(place(start, len(done.events)), living=living)
+        self._ledger.extend(events.slice(start, None), living=living)
         for made, num_bytes in done.sizes_left.items():
             self._ledger.note_bytes(made + first, num_bytes)
         self._ledger.free(sorted(died))

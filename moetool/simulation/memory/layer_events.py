@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import cached_property, partial
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, Protocol
 
 from moetool.simulation.loops.loop import Loop
-from moetool.simulation.memory.timeline import Event
+from moetool.simulation.memory.operations.event_log import EventColumns
 
-# `Event._make` does the same in Python, which takes three times as long.
-_make_event = partial(tuple.__new__, Event)
+
+class Places(Protocol):
+    """Numbers the places where blocks are born."""
+
+    def number_in(self, layer: str, place: int) -> int:
+        """Return the number of the same place in another layer."""
 
 
 class Workspace(Enum):
@@ -61,64 +65,66 @@ class LayerEvents:
 
     Attributes:
         events: The events; blocks it made are numbered from 0, those it found from -1 downwards.
+            Places are those of the layer that ran.
         num_made: Number of blocks it made.
         left: The blocks of the tensors that it left behind; None for one that isn't followed.
         workspaces: By kind of workspace, where it is taken if no earlier product took it.
         loops: Iterations that are not among the events, with events and blocks counted as above.
     """
 
-    events: tuple[Event, ...]
+    events: EventColumns
     num_made: int
     left: tuple[int | None, ...]
     workspaces: Mapping[Workspace, Taking]
     loops: tuple[Loop, ...] = ()
 
     @cached_property
-    def birthplaces(self) -> tuple[int, ...]:
-        """The places where its blocks are born, each once, in order."""
-        return tuple(dict.fromkeys(each.origin for each in self.events if each.num_bytes >= 0))
-
-    @cached_property
     def freed(self) -> frozenset[int]:
         """The blocks among those it found that die in it."""
-        return frozenset(event.block for event in self.events if event.block < 0)
+        return frozenset(block for block in self.events.blocks if block < 0)
 
     @cached_property
     def sizes_left(self) -> Mapping[int, int]:
         """The sizes of the blocks that it made and left behind."""
         left = set(self.left)
-        return {
-            block: num_bytes
-            for block, num_bytes, _ in self.events
-            if num_bytes >= 0 and block in left
-        }
+        births = zip(self.events.blocks, self.events.num_bytes, strict=True)
+        return {block: num_bytes for block, num_bytes in births if num_bytes >= 0 and block in left}
 
     def place(
-        self,
-        start: int,
-        end: int,
-        *,
-        first: int,
-        found: Mapping[int, int],
-        moved: Mapping[int, int],
-    ) -> Iterator[Event]:
-        """Return some of the events of another layer that does the same.
+        self, layer: str, *, first: int, found: Mapping[int, int], places: Places
+    ) -> EventColumns:
+        """Return the events of another layer that does the same.
 
         Args:
-            start: Number of events before them.
-            end: Number of events until their end.
-            first: The number of the first block that the layer makes.
+            layer: The path of the other layer.
+            first: The number of the first block that it makes.
             found: The blocks that it finds, by their numbers here.
-            moved: Its birthplaces, by those of this layer.
+            places: Numbers the places in layers.
         """
-        blocks, sizes, origins = (column[start:end] for column in self._columns)
-        numbers = [block + first if block >= 0 else found[block] for block in blocks]
-        places = [
-            0 if num_bytes < 0 else moved[origin]
-            for num_bytes, origin in zip(sizes, origins, strict=True)
+        blocks = [block + first for block in self.events.blocks]
+        for index, block in self._events_about_found:
+            blocks[index] = found[block]
+        origins = self._origins_in.get(layer)
+        if origins is None:
+            origins = self._origins_in[layer] = self._find_origins_in(layer, places)
+        return EventColumns(blocks, self.events.num_bytes, origins)
+
+    def _find_origins_in(self, layer: str, places: Places) -> list[int]:
+        births = zip(self.events.num_bytes, self.events.origins, strict=True)
+        return [
+            0 if num_bytes < 0 else places.number_in(layer, origin) for num_bytes, origin in births
         ]
-        return map(_make_event, zip(numbers, sizes, places, strict=True))
 
     @cached_property
-    def _columns(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(zip(*self.events, strict=True)) or ((), (), ())
+    def _events_about_found(self) -> list[tuple[int, int]]:
+        """The index and the block of each event about a block that it found."""
+        return [(index, block) for index, block in enumerate(self.events.blocks) if block < 0]
+
+    @cached_property
+    def _origins_in(self) -> dict[str, list[int]]:
+        """The places of the events in other layers, by the paths of those.
+
+        A record is only used with the numbers of the run in which it was made, or of runs that share
+        them, so none of these changes.
+        """
+        return {}

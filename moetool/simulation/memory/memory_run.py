@@ -278,7 +278,7 @@ class MemoryRun:
             # Later deaths occur only because the simulation is over.
             end = calls[-1].first_event if is_cut else len(recorder.events)
             timeline = Timeline(
-                events=tuple(recorder.events[:end]),
+                events=recorder.events.make_table(end),
                 origins=self._seen.origins.found,
                 calls=tuple(calls),
                 workspace_block=recorder.workspace_block,

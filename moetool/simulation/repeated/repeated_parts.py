@@ -62,9 +62,7 @@ class RepeatedParts:
         outcomes: Outcomes of earlier calls.
     """
 
-    def __init__(
-        self, observer: PartObserver, known: KnownValues, outcomes: LayerOutcomes
-    ) -> None:
+    def __init__(self, observer: PartObserver, known: KnownValues, outcomes: LayerOutcomes) -> None:
         self._observer = observer
         self._known = known
         self._outcomes = outcomes

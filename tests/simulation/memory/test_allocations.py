@@ -217,7 +217,7 @@ def test_what_a_layer_did_is_told_by_what_it_found_and_made() -> None:
         return [second, given, other]
 
     _, done = end_of_layer(make)
-    assert [(event.block, event.num_bytes) for event in done.events] == [(0, 8), (1, 8), (0, -1)]
+    assert [*zip(*done.events[:2], strict=True)] == [(0, 8), (1, 8), (0, -1)]
     assert done.num_made == 2
     assert done.left == (1, -1, None)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Iterable
+from itertools import compress
 
 import torch
 
 from moetool.simulation.loops.loop import Loop
-from moetool.simulation.memory.timeline import Event
+from moetool.simulation.memory.operations.event_log import EventColumns, EventLog
 
 
 class Ledger:
@@ -20,7 +21,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.events = EventLog()
         self.num_blocks = 0
         # The block of each storage by address, and a weak reference that notices its death. For
         # storages to be left out: -1, and the storage itself, which keeps it alive.
@@ -63,26 +64,29 @@ class Ledger:
         """Write down a birth, and return the block: a new one unless it has a number."""
         if block is None:
             block = self.number_blocks(1)
-        self.events.append(Event(block, num_bytes, origin))
+        self.events.add(block, num_bytes, origin)
         self._bytes_of[block] = num_bytes
         return block
 
     def free(self, blocks: Iterable[int]) -> None:
         """Write down the deaths of blocks."""
-        self.events.extend(Event(block, -1, 0) for block in blocks)
+        for block in blocks:
+            self.events.add(block, -1, 0)
 
-    def extend(self, events: Iterable[Event], *, living: Collection[int] = ()) -> None:
+    def extend(self, events: EventColumns, *, living: Collection[int] = ()) -> None:
         """Write down events, except deaths of blocks that live on."""
         if living:
-            events = [event for event in events if event.block not in living]
+            are_kept = [block not in living for block in events.blocks]
+            events = EventColumns(*(list(compress(column, are_kept)) for column in events))
         self.events.extend(events)
 
     def write_out(self, loop: Loop) -> None:
         """Write down iterations that don't run. What lives now is what the last of them made."""
         first, num_further = loop.first_block, loop.num_blocks * loop.num_left_out
-        written = self.events[loop.end_event - loop.num_events : loop.end_event]
+        written = self.events.slice(loop.end_event - loop.num_events, loop.end_event)
         for further in range(loop.num_blocks, num_further + 1, loop.num_blocks):
-            self.events += [event._replace(block=event.block + further) for event in written]
+            moved = [block + further for block in written.blocks]
+            self.events.extend(written._replace(blocks=moved))
         born = (event for event in self.events[loop.end_event :] if event.num_bytes >= 0)
         self._bytes_of |= {block: num_bytes for block, num_bytes, _ in born}
         self.num_blocks += num_further
@@ -117,6 +121,6 @@ class Ledger:
             if self._deaths_put_off is not None:
                 self._deaths_put_off.add(block)
             else:
-                self.events.append(Event(block, -1, 0))
+                self.events.add(block, -1, 0)
 
         self._followed[address] = (block, weakref.ref(storage, die))

@@ -17,7 +17,6 @@ from moetool.simulation.memory.operations.outcomes import (
 )
 from moetool.simulation.memory.operations.places import Places
 from moetool.simulation.memory.operations.workspaces import Workspaces
-from moetool.simulation.memory.timeline import Event
 
 
 class OperationMark(NamedTuple):
@@ -74,11 +73,11 @@ class OperationRepeats:
         first = mark.num_blocks
         events = [
             OperationEvent(
-                event.block - first,
-                event.num_bytes,
-                self._places.find_operation(event.origin) if event.num_bytes >= 0 else "",
+                block - first,
+                num_bytes,
+                self._places.find_operation(origin) if num_bytes >= 0 else "",
             )
-            for event in self._ledger.events[mark.num_events :]
+            for block, num_bytes, origin in self._ledger.events[mark.num_events :]
         ]
         needs = self._workspaces.needs[mark.num_needs :]
 
@@ -109,7 +108,7 @@ class OperationRepeats:
             if num_bytes >= 0:
                 ledger.bear(num_bytes, places.number(operation), block=block + first)
             else:
-                ledger.events.append(Event(block + first, -1, 0))
+                ledger.events.add(block + first, -1, 0)
         # Places are numbered in the order of births.
         for need in done.needs:
             moved = need._replace(num_events=num_events + need.num_events)

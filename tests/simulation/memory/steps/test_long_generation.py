@@ -118,8 +118,8 @@ def test_steps_run_by_the_number_of_stretches_not_of_tokens() -> None:
     run = RunByHand()
     timeline = simulate(run, num_prompt_tokens=100, num_new_tokens=1000)
     assert timeline is not None
-    # The first step that counts, the one half-way and the last one: two tokens before each.
-    assert run.prompts == [100, 100 + (2 + 999) // 2 - 2, 100 + 999 - 2]
+    # The step half-way, the first one that counts and the last one: two tokens before each.
+    assert run.prompts == [100 + (2 + 999) // 2 - 2, 100, 100 + 999 - 2]
     assert summarize(timeline) == summarize(
         run.generate(num_prompt_tokens=100, num_new_tokens=1000)
     )
