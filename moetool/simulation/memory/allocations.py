@@ -227,7 +227,7 @@ class AllocationRecorder:
     ) -> Iterator[None]:
         """Record the events of an earlier layer once more."""
         found = {-1 - position: block for block, position in self._find_positions(visit).items()}
-        layer = visit.path
+        moved = self._places.find_in(visit.path)
         # A reference held here would keep a tensor from dying when it should.
         del visit
         first = self._ledger.number_blocks(done.num_made)
@@ -241,7 +241,7 @@ class AllocationRecorder:
         freed = {found[name] for name in done.freed}
         # It lives on if something else holds it here.
         living, died = freed - died, died - freed
-        events = done.place(layer, first=first, found=found, places=self._places)
+        events = done.place(first=first, found=found, moved=moved)
         start = 0
         stops: list[tuple[int, Loop | Workspace]] = [
             *((loop.end_event, loop) for loop in done.loops),
@@ -255,8 +255,7 @@ class AllocationRecorder:
             else:
                 _, taker, own_block = done.workspaces[stop]
                 block = None if own_block is None else own_block + first
-                origin = self._places.number_in(layer, taker)
-                self._workspaces.take(stop, origin, block=block)
+                self._workspaces.take(stop, moved[taker], block=block)
         self._ledger.extend(events.slice(start, None), living=living)
         for made, num_bytes in done.sizes_left.items():
             self._ledger.note_bytes(made + first, num_bytes)

@@ -6,17 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from moetool.simulation.loops.loop import Loop
 from moetool.simulation.memory.operations.event_log import EventColumns
-
-
-class Places(Protocol):
-    """Numbers the places where blocks are born."""
-
-    def number_in(self, layer: str, place: int) -> int:
-        """Return the number of the same place in another layer."""
+from moetool.simulation.memory.timeline import NOWHERE
 
 
 class Workspace(Enum):
@@ -65,7 +59,6 @@ class LayerEvents:
 
     Attributes:
         events: The events; blocks it made are numbered from 0, those it found from -1 downwards.
-            Places are those of the layer that ran.
         num_made: Number of blocks it made.
         left: The blocks of the tensors that it left behind; None for one that isn't followed.
         workspaces: By kind of workspace, where it is taken if no earlier product took it.
@@ -91,29 +84,20 @@ class LayerEvents:
         return {block: num_bytes for block, num_bytes in births if num_bytes >= 0 and block in left}
 
     def place(
-        self, layer: str, *, first: int, found: Mapping[int, int], places: Places
+        self, *, first: int, found: Mapping[int, int], moved: Mapping[int, int]
     ) -> EventColumns:
         """Return the events of another layer that does the same.
 
         Args:
-            layer: The path of the other layer.
-            first: The number of the first block that it makes.
+            first: The number of the first block that the layer makes.
             found: The blocks that it finds, by their numbers here.
-            places: Numbers the places in layers.
+            moved: Places in it, by those of this layer.
         """
         blocks = [block + first for block in self.events.blocks]
         for index, block in self._events_about_found:
             blocks[index] = found[block]
-        origins = self._origins_in.get(layer)
-        if origins is None:
-            origins = self._origins_in[layer] = self._find_origins_in(layer, places)
+        origins = list(map(moved.__getitem__, self._birthplaces))
         return EventColumns(blocks, self.events.num_bytes, origins)
-
-    def _find_origins_in(self, layer: str, places: Places) -> list[int]:
-        births = zip(self.events.num_bytes, self.events.origins, strict=True)
-        return [
-            0 if num_bytes < 0 else places.number_in(layer, origin) for num_bytes, origin in births
-        ]
 
     @cached_property
     def _events_about_found(self) -> list[tuple[int, int]]:
@@ -121,10 +105,6 @@ class LayerEvents:
         return [(index, block) for index, block in enumerate(self.events.blocks) if block < 0]
 
     @cached_property
-    def _origins_in(self) -> dict[str, list[int]]:
-        """The places of the events in other layers, by the paths of those.
-
-        A record is only used with the numbers of the run in which it was made, or of runs that share
-        them, so none of these changes.
-        """
-        return {}
+    def _birthplaces(self) -> list[int]:
+        births = zip(self.events.num_bytes, self.events.origins, strict=True)
+        return [NOWHERE if num_bytes < 0 else origin for num_bytes, origin in births]

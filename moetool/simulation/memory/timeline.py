@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from moetool.simulation.loops.loop import Loop
+
+# Stands for the place of a death.
+NOWHERE = -1
 
 
 class Event(NamedTuple):
@@ -50,7 +53,7 @@ class Origins:
     def __init__(self) -> None:
         self.found: list[Origin] = []
         self._numbers: dict[Origin, int] = {}
-        self._moved: dict[tuple[int, str], int] = {}
+        self._in_layers: dict[str, _PlacesInLayer] = {}
 
     def number(self, layer: str, module: str, operation: str, *, is_on_side: bool = False) -> int:
         """Return the number of a place."""
@@ -60,13 +63,28 @@ class Origins:
             self.found.append(key)
         return number
 
-    def number_in(self, layer: str, place: int) -> int:
-        """Return the number of the same place in another layer."""
-        number = self._moved.get((place, layer))
-        if number is None:
-            of = self.found[place]
-            number = self.number(layer, of.module, of.operation, is_on_side=of.is_on_side)
-            self._moved[place, layer] = number
+    def find_in(self, layer: str) -> Mapping[int, int]:
+        """Return the numbers of the same places in another layer, by those of places in any layer."""
+        if layer not in self._in_layers:
+            self._in_layers[layer] = _PlacesInLayer(self, layer)
+        return self._in_layers[layer]
+
+
+class _PlacesInLayer(dict[int, int]):
+    """Numbers of places in a layer, each found when it is first looked up."""
+
+    def __init__(self, origins: Origins, layer: str) -> None:
+        # That of a death, which has no place.
+        super().__init__({NOWHERE: 0})
+        self._origins = origins
+        self._layer = layer
+
+    def __missing__(self, place: int) -> int:
+        of = self._origins.found[place]
+        number = self._origins.number(
+            self._layer, of.module, of.operation, is_on_side=of.is_on_side
+        )
+        self[place] = number
         return number
 
 

@@ -83,11 +83,12 @@ class Fingerprints:
     def of_value(self, value: Any) -> Hashable:
         """Return the fingerprint of anything that a layer is given or holds."""
         kind = value.__class__
-        base = _find_base(kind)
+        # Most values are of one of these two kinds, in caches and in modules.
+        base = torch.Tensor if kind is torch.Tensor else _find_base(kind)
+        if base is torch.Tensor:
+            return ("tensor", value.shape, value.stride(), value.dtype, value.device)
         if base is _PLAIN:
             return (kind, value)
-        if base is torch.Tensor:
-            return ("tensor", value.shape, value.stride(), value.dtype, value.device.type)
         if base is _ROWS:
             return (kind, *map(self.of_value, value))
         if base is dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Self
 
@@ -59,9 +60,9 @@ class Places:
             self._numbers[key] = number
         return number
 
-    def number_in(self, layer: str, place: int) -> int:
-        """Return the number of the same place in another layer."""
-        return self._origins.number_in(layer, place)
+    def find_in(self, layer: str) -> Mapping[int, int]:
+        """Return the numbers of the same places in another layer."""
+        return self._origins.find_in(layer)
 
     def find_operation(self, place: int) -> str:
         """Return the operation that runs at a place."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,17 +81,21 @@ def take_step(timeline: Timeline, number: int) -> Step | None:
         timeline: A generation.
         number: Index of its call. The prompt's is 0, and the last call isn't a whole step.
     """
-    born = _number_births(timeline)
+    births = _Births.of(timeline)
     start, end = (timeline.calls[n].first_event for n in (number, number + 1))
     events = EventTable.of(timeline.events[start:end])
-    births = [born[block] for block in events.blocks.tolist()]
-    if any(step < 1 for step, _ in births):
+    steps = births.steps[events.blocks]
+    if (steps < 1).any():
         return None
-    steps, numbers = np.array(births, dtype=np.int64).reshape(-1, 2).T
     call = timeline.calls[number]
-    own = {born[block][1] for block in call.cache_blocks if born[block][0] == number}
+    in_cache = np.array([*call.cache_blocks], dtype=np.int64)
+    own = births.numbers[in_cache[births.steps[in_cache] == number]]
     form = StepForm(
-        number - steps, numbers, events.num_bytes >= 0, frozenset(own), call.end_event - start
+        steps_ago=number - steps,
+        numbers=births.numbers[events.blocks],
+        are_births=events.num_bytes >= 0,
+        cache_numbers=frozenset(own.tolist()),
+        num_events_of_call=call.end_event - start,
     )
     return Step(form, events.num_bytes, events.origins, call.cache_bytes, call.host_cache_bytes)
 
@@ -129,16 +134,13 @@ def continue_timeline(timeline: Timeline, *, num_calls: int, steps: Iterable[Ste
         num_calls: Number of its calls to keep.
         steps: The steps after them.
     """
-    born = _number_births(timeline)
+    births = _Births.of(timeline)
     start = timeline.calls[num_calls].first_event
     tables = [EventTable.of(timeline.events[:start])]
     calls = list(timeline.calls[:num_calls])
     # The blocks that each step made, by their number.
-    made = [
-        np.array([block for block, (step, _) in born.items() if step == number], dtype=np.int64)
-        for number in range(num_calls)
-    ]
-    next_block = 1 + max(born, default=-1)
+    made = [births.list_blocks(number) for number in range(num_calls)]
+    next_block = len(births.steps)
     for step in steps:
         form = step.form
         num_made = int(form.are_births.sum())
@@ -162,15 +164,33 @@ def continue_timeline(timeline: Timeline, *, num_calls: int, steps: Iterable[Ste
     return replace(timeline, events=EventTable.join(tables), calls=tuple(calls))
 
 
-def _number_births(timeline: Timeline) -> dict[int, tuple[int, int]]:
-    """Return the step of each block's birth, and the block's number in that step."""
-    born: dict[int, tuple[int, int]] = {}
-    starts = [call.first_event for call in timeline.calls[1:]]
-    step = number = 0
-    for index, event in enumerate(timeline.events):
-        while step < len(starts) and index >= starts[step]:
-            step, number = step + 1, 0
-        if event.num_bytes >= 0:
-            born[event.block] = (step, number)
-            number += 1
-    return born
+class _Births(NamedTuple):
+    """The births of a timeline's blocks.
+
+    Attributes:
+        steps: For each block's number, the step of its birth; -1 if there is no such block.
+        numbers: For each block's number, its number among those born in that step.
+    """
+
+    steps: Numbers
+    numbers: Numbers
+
+    @classmethod
+    def of(cls, timeline: Timeline) -> _Births:
+        """Return the births of a timeline's blocks."""
+        events = EventTable.of(timeline.events)
+        places = np.flatnonzero(events.num_bytes >= 0)
+        blocks = events.blocks[places]
+        starts = np.array([call.first_event for call in timeline.calls[1:]], dtype=np.int64)
+        # Births before each step, the first of which begins with the events.
+        num_before = np.concatenate([[0], np.searchsorted(places, starts)])
+        steps = np.searchsorted(starts, places, side="right")
+        found = cls(*np.full((2, 1 + blocks.max(initial=-1)), -1, dtype=np.int64))
+        found.steps[blocks] = steps
+        found.numbers[blocks] = np.arange(len(blocks)) - num_before[steps]
+        return found
+
+    def list_blocks(self, step: int) -> Numbers:
+        """Return the blocks born in a step, in order."""
+        blocks = np.flatnonzero(self.steps == step)
+        return blocks[np.argsort(self.numbers[blocks])]
