@@ -15,10 +15,10 @@ from moetool.errors import MoetoolError
 from moetool.memory.fitting.fact_cache import FactCache
 from moetool.memory.fitting.known_facts import ModelSize, RunFacts
 from moetool.memory.fitting.model_fit import ModelFit, find_model_fit
+from moetool.memory.fitting.workers import keep_torch_to_one_core
 from moetool.memory.notes.estimate_notes import note_clipped
 from moetool.memory.scenario import Scenario
 from moetool.process.answering import answer_tasks
-from moetool.process.cores import keep_torch_to_one_core
 
 if TYPE_CHECKING:
     from moetool.memory.fitting.simulated_model import SimulatedModel

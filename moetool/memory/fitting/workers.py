@@ -25,6 +25,13 @@ def choose_num_processes(num_tasks: int) -> int:
     return max(1, most)
 
 
+def keep_torch_to_one_core() -> None:
+    """Have torch compute in one thread, where the other cores have work of their own."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def work_in_processes(
     tasks: Sequence[object], command: Sequence[str], *, num_processes: int
 ) -> Generator[tuple[int, Any], None, None]:

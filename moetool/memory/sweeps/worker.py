@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from moetool.catalogue.gpus import Gpu
 from moetool.checkpoint.reference import ModelReference
 from moetool.errors import MoetoolError
+from moetool.memory.fitting.workers import keep_torch_to_one_core
 from moetool.memory.machine.gpu_group import GpuGroup
 from moetool.memory.scenario import Scenario
 from moetool.memory.serving.answer import ServingOptions
 from moetool.process.answering import answer_tasks
-from moetool.process.cores import keep_torch_to_one_core
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate
