@@ -113,11 +113,12 @@ def counting_calls() -> Iterator[Counter[str]]:
 @torch.inference_mode()
 def run(model: Any, ids: torch.Tensor, cache: DynamicCache) -> None:
     """Run a model without its head."""
-    model.model(input_ids=ids, use_cache=True, **{name_cache(type(model.model)): cache})
+    kind: Any = type(model.model)
+    model.model(input_ids=ids, use_cache=True, **{name_cache(kind): cache})
 
 
 @functools.cache
-def name_cache(kind: type[Any]) -> str:
+def name_cache(kind: Any) -> str:
     """Return the keyword by which a class takes its cache; under another one it is passed over."""
     keyword = find_cache_keyword(kind.forward)
     assert keyword is not None
