@@ -35,6 +35,8 @@ from benchmarks.tracing.parallel_on_gpus.checkpoints import NAMES
 from benchmarks.tracing.parallel_on_gpus.devices import HAS_GPU, NUM_GPUS
 from benchmarks.tracing.parallel_on_gpus.measuring import work
 from moetool.trace.reading.reader import open_trace
+from moetool.tracing.parallel.launch import check_several
+from moetool.tracing.plans import ParallelPlan
 
 # The whole run has to end in time, whatever happens to its processes.
 WORKER_TIMEOUT_S, COMMAND_TIMEOUT_S = 180, 50
@@ -48,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("words", metavar="GEOMETRY", nargs="*", help="a part of its name")
     words = parser.parse_args().words
+    check_several(ParallelPlan.EXPERT, number=NUM_GPUS)
     card = torch.cuda.get_device_name() if HAS_GPU else "processes on the CPU"
     print(
         f"{NUM_GPUS} x {card}, torch {torch.__version__}, "
