@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from moetool.inspection.inspect import inspect_model as inspect_model
     from moetool.interchange.imports.detect import detect_format as detect_format
     from moetool.interchange.imports.run import import_trace as import_trace
+    from moetool.library.estimate_memory import estimate_memory as estimate_memory
     from moetool.library.load_quantized import load_quantized as load_quantized
     from moetool.library.merge import merge_traces as merge_traces
     from moetool.library.quantize_checkpoint import quantize_checkpoint as quantize_checkpoint
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from moetool.library.report import write_report as write_report
     from moetool.library.trace import Trace as Trace
     from moetool.library.trace_model import trace_model as trace_model
-    from moetool.memory.estimate import estimate_memory as estimate_memory
     from moetool.memory.fitting.catalogue_fits import find_fitting_models as find_fitting_models
     from moetool.memory.receipts.reading import read_receipts as read_receipts
     from moetool.memory.receipts.saving import save_receipts as save_receipts
@@ -91,7 +91,7 @@ _HOME_OF = {
     "draw_memory": "moetool.report.figures.memory",
     "draw_parameters": "moetool.report.figures.parameters",
     "draw_specialization": "moetool.report.figures.specialization",
-    "estimate_memory": "moetool.memory.estimate",
+    "estimate_memory": "moetool.library.estimate_memory",
     "export_placement": "moetool.library.questions.place",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "import_trace": "moetool.interchange.imports.run",

@@ -33,6 +33,7 @@ from moetool import (
 from moetool.errors import UsageError
 from moetool.memory.sweep import list_scenarios
 from moetool.tracing.options import GenerationOptions, TraceOptions
+from tests.checkpoint.gguf.writer import moe_metadata, moe_tensors, write_gguf
 from tests.tiny_models import build_model
 
 OPTIONS: dict[str, type[StrEnum]] = {
@@ -263,13 +264,16 @@ def test_options_that_can_be_taken_are_taken() -> None:
     assert options.generation is generation
 
 
-def test_the_enums_are_public_and_come_without_torch() -> None:
+def test_the_enums_are_public_and_come_without_torch(tmp_path: Path) -> None:
     kinds: list[type[StrEnum]] = [*OPTIONS.values(), AskedSource]
     names = [kind.__name__ for kind in kinds]
     assert set(names) <= set(moetool.__all__)
     # Rows are measured and put into frames without it, too.
     names += ["Trace", "measure_specialization", "read_trace", "to_frame"]
-    code = f"import sys; from moetool import {', '.join(names)}; print('torch' in sys.modules)"
+    # So are GGUF files estimated.
+    path = write_gguf(tmp_path / "tiny.gguf", moe_metadata(), moe_tensors())
+    code = f"import sys; from moetool import {', '.join(names)}, estimate_memory; "
+    code += f"estimate_memory({str(path)!r}); print('torch' in sys.modules)"
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd()
     )

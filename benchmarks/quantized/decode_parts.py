@@ -37,7 +37,7 @@ _MOST_KERNELS = 12
 
 def main() -> None:
     """Print the parts of each model."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=[subject.name for subject in SUBJECTS])
     parser.add_argument("--batch", type=int, default=1)
     options = parser.parse_args()

@@ -8,8 +8,8 @@ loads them. What torch has reserved is compared with what is allocated.
 
 from __future__ import annotations
 
+import argparse
 import gc
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +27,11 @@ MODELS = {"OLMoE-1B-7B": 4, "mixtral-8x7b": 2}
 
 def main() -> None:
     """Print a line for each model and format."""
-    for name in sys.argv[1:] or MODELS:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "models", metavar="MODEL", nargs="*", help=f"by default {', '.join(MODELS)}"
+    )
+    for name in parser.parse_args().models or MODELS:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "source"
             save_random(name, source)

@@ -47,7 +47,7 @@ IN_TURNS, AS_CHOSEN = "in turns", "as chosen"
 
 def main() -> None:
     """Measure, or compare with what was measured."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("action", choices=("measure", "compare"))
     parser.add_argument("file", type=Path)
     parser.add_argument("models", nargs="*")

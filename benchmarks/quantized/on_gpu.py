@@ -71,7 +71,7 @@ SUBJECTS = (
 
 def main() -> None:
     """Run everything, and print results as they come."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=140.0)
     parser.add_argument("--only", nargs="*", default=[subject.name for subject in SUBJECTS])
     parser.add_argument("--no-memory", action="store_true")

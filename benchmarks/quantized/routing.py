@@ -27,7 +27,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Print a table: a row for each layer, and a column for each format."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("prompts", nargs="?", default="sample_prompts")
     arguments = parser.parse_args()

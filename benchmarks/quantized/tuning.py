@@ -1,10 +1,11 @@
 """Time the decode kernels with several sizes of a program.
 
-python -m benchmarks.quantized.tuning
+python -m benchmarks.quantized.tuning [--seconds 60]
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import time
 
@@ -28,9 +29,11 @@ _SIZES = tuple(itertools.product((4, 8, 16, 32), (128, 256, 512), (2, 4, 8)))
 _NUM_RUNS = 20
 
 
-def main(seconds: float = 60.0) -> None:
+def main() -> None:
     """Print the times of a few programs for each shape, the fastest first."""
-    end = time.monotonic() + seconds
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=60.0, help="no shape begins after them")
+    end = time.monotonic() + parser.parse_args().seconds
     packing = Packing(Quantization.NF4)
     for name, num_experts, out_features, in_features, num_tokens, top_k in _SHAPES:
         if time.monotonic() > end:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from benchmarks.quantized.random_weights import load_drawn
+from moetool.anatomy.caches import find_cache_keyword
 from moetool.quantizing.quantizer import ExpertsConfig
 
 DEVICE = "cuda:0"
@@ -111,4 +113,13 @@ def counting_calls() -> Iterator[Counter[str]]:
 @torch.inference_mode()
 def run(model: Any, ids: torch.Tensor, cache: DynamicCache) -> None:
     """Run a model without its head."""
-    model.model(input_ids=ids, cache=cache, use_cache=True)
+    kind: Any = type(model.model)
+    model.model(input_ids=ids, use_cache=True, **{name_cache(kind): cache})
+
+
+@functools.cache
+def name_cache(kind: Any) -> str:
+    """Return the keyword by which a class takes its cache; under another one it is passed over."""
+    keyword = find_cache_keyword(kind.forward)
+    assert keyword is not None
+    return keyword

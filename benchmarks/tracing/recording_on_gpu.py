@@ -1,6 +1,6 @@
 """Measure the cost of recording on a GPU, in published geometries with random weights.
 
-    python -m benchmarks.tracing.recording_on_gpu
+    python -m benchmarks.tracing.recording_on_gpu [GEOMETRY ...] [--rounds N]
 
 Each figure is the time of some passes inside a recorder, entering and leaving it included, over that
 of the same passes without one: the median over rounds in which all variants take turns in one
@@ -11,9 +11,9 @@ resident memory while 40 more passes are recorded and their calls taken.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -37,6 +37,14 @@ NUM_PASSES_FOR_MEMORY = 40
 
 def main() -> None:
     """Measure the geometries named on the command line, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "names", metavar="GEOMETRY", nargs="*", help=f"by default {', '.join(NAMES)}"
+    )
+    parser.add_argument(
+        "--rounds", type=int, help=f"by default {ROUNDS}, and {ROUNDS_OF_SHORT} of short passes"
+    )
+    options = parser.parse_args()
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}\n"
@@ -46,7 +54,7 @@ def main() -> None:
         "| GPU memory | host memory |"
     )
     print("|---|---|---:|---:|---:|---:|---:|---:|")
-    for name in sys.argv[1:] or NAMES:
+    for name in options.names or NAMES:
         model, label = build(name)
         vocabulary = model.config.vocab_size
         for title, run, num_tokens in (
@@ -59,7 +67,8 @@ def main() -> None:
             ),
         ):
             is_long = title.startswith("8 of")
-            plain, ratios = measure(model, run, ROUNDS if is_long else ROUNDS_OF_SHORT)
+            num_rounds = options.rounds or (ROUNDS if is_long else ROUNDS_OF_SHORT)
+            plain, ratios = measure(model, run, num_rounds)
             again, recorded, scored = (statistics.median(each) for each in ratios)
             line = (
                 f"| {label} | {title} | {num_tokens / plain:,.0f} | {again:.3f} ({min(ratios[0]):.2f} "

@@ -1,6 +1,6 @@
 """Measure the cost of saliency, and how much routing differs between runs, on a GPU.
 
-    python benchmarks/tracing/routing_on_gpu.py
+    python -m benchmarks.tracing.routing_on_gpu [GEOMETRY ...]
 
 Published geometries with random weights in bfloat16 read the sample prompts. The saliency of the
 first routed layer is compared with a plain loop over the raw weights in float64. The same weights are
@@ -9,6 +9,7 @@ then run in other batches and by another implementation of the experts, and trac
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -30,11 +31,16 @@ ROUNDS = 3
 
 
 def main() -> None:
-    """Measure every geometry."""
+    """Measure the geometries named on the command line, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "names", metavar="GEOMETRY", nargs="*", help=f"by default {', '.join(NAMES)}"
+    )
+    names = parser.parse_args().names or NAMES
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     print(f"transformers {transformers.__version__}\n", flush=True)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    for geometry in NAMES:
+    for geometry in names:
         config = make_config(geometry, num_hidden_layers=NUM_LAYERS)
         torch.manual_seed(0)
         with torch.device("cuda"):

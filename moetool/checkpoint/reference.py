@@ -73,6 +73,11 @@ class ModelReference:
     revision: str | None = None
     file: str | None = None
 
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a model of llama.cpp's format."""
+        return self.kind in (ModelKind.GGUF, ModelKind.HUB_GGUF)
+
     def choose_revision(self, asked: str | None) -> str | None:
         """Return the revision to read: the one asked for, or else that of the web address.
 
@@ -93,8 +98,8 @@ class ModelReference:
         return asked or self.revision
 
 
-def resolve_model(text: str) -> ModelReference:
-    """Return the model that `text` names.
+def resolve_model(model: str | os.PathLike[str] | ModelReference) -> ModelReference:
+    """Return the model that a text or a path names; a reference is returned as it is.
 
     It may be a folder, a config.json, a Hub id or the address of its page, a GGUF file in a Hub
     repository, `demo`, or a catalogue name: that of a published model or of a system known from
@@ -102,9 +107,11 @@ def resolve_model(text: str) -> ModelReference:
 
     Raises:
         InputError: It is none of these.
-        UsageError: It is not a string.
+        UsageError: It is neither.
     """
-    text = take_text(text, name="model")
+    if isinstance(model, ModelReference):
+        return model
+    text = take_text(os.fspath(model) if isinstance(model, os.PathLike) else model, name="model")
     if not text.strip():
         raise InputError(
             "No model '': the name is empty.", hint="Name a folder, a Hub id, or 'demo'."

@@ -124,8 +124,8 @@ def find_subject(
         case ModelKind.GGUF | ModelKind.HUB_GGUF:
             raise InputError(
                 f"'{reference.text}' is a GGUF model, without a config.json of transformers.",
-                hint="Name the original checkpoint; `moetool inspect` and `memory-estimate` read "
-                "GGUF files.",
+                hint="Name the original checkpoint; inspect, memory-estimate and route-trace read GGUF "
+                "files.",
             )
         case ModelKind.CONFIG:
             assert reference.path is not None

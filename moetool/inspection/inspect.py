@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from os import PathLike, fspath
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from moetool.anatomy.headers.table import HeaderTable, count_headers
@@ -72,8 +72,7 @@ def inspect_model(
     revision = reference.choose_revision(revision)
     if reference.kind is ModelKind.REPORTED:
         return _inspect_reported(reference, source)
-    is_gguf = reference.kind in (ModelKind.GGUF, ModelKind.HUB_GGUF)
-    if is_gguf or _has_gguf_weights(reference, source):
+    if reference.is_gguf or _has_gguf_weights(reference, source):
         from moetool.inspection.gguf.from_gguf import inspect_gguf
 
         return inspect_gguf(
@@ -109,11 +108,7 @@ def _has_gguf_weights(reference: ModelReference, source: AskedSource) -> bool:
 
 
 def _resolve(model: object) -> ModelReference:
-    if isinstance(model, ModelReference):
-        return model
-    if isinstance(model, PathLike):
-        model = fspath(model)
-    if isinstance(model, str):
+    if isinstance(model, str | PathLike | ModelReference):
         return resolve_model(model)
     raise UsageError(
         f"A model can't be named by something of type {type(model).__name__}.",

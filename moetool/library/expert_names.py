@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -31,9 +30,7 @@ def read_expert_names(model: str | PathLike[str]) -> dict[Place, LayerNames]:
         UntraceableError: No rule reads its experts.
     """
     take_path(model, name="model")
-    subject = find_subject(
-        resolve_model(os.fspath(model)), source=AskedSource.SKELETON, revision=None
-    )
+    subject = find_subject(resolve_model(model), source=AskedSource.SKELETON, revision=None)
     # These import torch, which takes seconds: a missing model is reported before.
     from moetool.anatomy.routing.moe_layers import find_moe_layers
     from moetool.anatomy.routing.routing_style import RoutingStyle, find_routing_style

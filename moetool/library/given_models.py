@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +20,10 @@ def find_reference(model: object) -> ModelReference:
         UsageError: It is given in another way.
         InputError: The model can't be found.
     """
-    if isinstance(model, ModelReference):
-        return model
     if isinstance(model, str | PathLike):
         take_path(model, name="model")
-        # A Path has no double slash, as an address has, and no `./` before a folder's name.
-        return resolve_model(os.fspath(model))
+    if isinstance(model, str | PathLike | ModelReference):
+        return resolve_model(model)
     raise UsageError(
         f"A model to trace can't be of type {type(model).__name__}.",
         hint="Give its name, folder or GGUF file, or a pair of the loaded model and its tokenizer.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 
 from moetool.anatomy.headers.published_format import find_quantization
@@ -24,7 +25,7 @@ from moetool.memory.measure import has_weights, refuse_unmeasurable
 from moetool.memory.notes.estimate_notes import note_clipped
 from moetool.memory.receipts.measuring import add_measurements
 from moetool.memory.result import Estimate
-from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
+from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario, take_scenarios
 from moetool.memory.serving.answer import ServingOptions
 from moetool.memory.serving.deployment import choose_default_way
 from moetool.memory.serving.serve import refuse_sharing, serve_model
@@ -36,7 +37,7 @@ from moetool.simulation.memory.replay.second_process import SecondProcess
 
 
 def estimate_memory(
-    model: str | ModelReference,
+    model: str | PathLike[str] | ModelReference,
     scenarios: Sequence[Scenario] | None = None,
     *,
     clipped_sizes: Sequence[str] | None = None,
@@ -50,41 +51,9 @@ def estimate_memory(
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> list[Estimate]:
-    """Return the memory that each of several scenarios of a model needs.
+    """Return the memory that each of several scenarios of a model needs, except of GGUF files.
 
-    The model's own code runs without weights, on torch's meta device under transformers' own
-    `generate`; every allocation is followed and replayed through a model of torch's caching
-    allocator.
-
-    Args:
-        model: A folder, a config.json, a Hub id, a catalogue name, `demo`, or the result of
-            `resolve_model` for one of them.
-        scenarios: The runs to estimate; the estimates are returned in their order. None for one
-            run of 2,048 prompt tokens and 256 new ones.
-        clipped_sizes: Sizes, `num_prompt_tokens` or `num_new_tokens`, to reduce to what the model's
-            context allows, with a note. Scenarios with other sizes past the context are refused.
-            None for both sizes if the scenarios are left out, and else for neither.
-        gpu: A GPU's id or alias, an amount of memory such as `24GiB`, or `here` for this machine's
-            GPU. With it, the estimates go into detail, for this GPU alone; None for every known
-            GPU.
-        trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
-        measure: Run each scenario on this machine's GPU too.
-        parallel: The ways in which several GPUs share the model: values of `ParallelWay`, as a list
-            or with commas. `gpu` then begins with their number: `8xh200`. With an engine, it is how
-            the engine shares the model, and transformers' ways are left out.
-        num_nodes: Machines with that many GPUs each.
-        serving: An engine that would serve the model on the GPU; None for no such answer.
-        revision: Branch, tag or commit, for Hub ids.
-        trust_remote_code: Run Python code from the model's repository if it needs it.
-        on_progress: Receives a few words on each step before it starts.
-
-    Raises:
-        InputError: The model, its configuration or the trace can't be used, or the model's code
-            can't run without data.
-        OutOfMemoryError: A scenario doesn't fit on this machine's GPU, although it should; one that
-            shouldn't isn't run, and only the bus is measured.
-        UntraceableError: This transformers has no class for the model.
-        UsageError: A scenario is not possible with this model, or the GPU is unknown.
+    The arguments and the errors are those of `moetool.estimate_memory`.
     """
     with SecondProcess() as second:
         return estimate_part(
@@ -107,7 +76,7 @@ def estimate_memory(
 
 @quiet_transformers()
 def estimate_part(
-    model: str | ModelReference,
+    model: str | PathLike[str] | ModelReference,
     scenarios: Sequence[Scenario] | None,
     part: slice,
     *,
@@ -134,7 +103,7 @@ def estimate_part(
     """
     if clipped_sizes is None:
         clipped_sizes = SIZES_IN_CONTEXT if scenarios is None else ()
-    asked = [Scenario()] if scenarios is None else _take_scenarios(scenarios)
+    asked = take_scenarios(scenarios)
     clipped_sizes = [
         choose_word(size, SIZES_IN_CONTEXT, name="clipped size")
         for size in take_sizes(clipped_sizes, name="clipped sizes")
@@ -160,7 +129,7 @@ def estimate_part(
             f"How {serving.engine} serves a model depends on the GPU, and none was named.",
             hint="Name a GPU with --gpu.",
         )
-    reference = model if isinstance(model, ModelReference) else resolve_model(model)
+    reference = resolve_model(model)
     revision = reference.choose_revision(revision)
     alone = {"--parallel": group is not None, "--engine": serving is not None, "--measure": measure}
     if reference.kind is ModelKind.REPORTED:
@@ -230,12 +199,3 @@ def _refuse_published_quantized(subject: Subject, scenarios: Sequence[Scenario])
 
 def _take_gpu(gpu: object) -> Gpu:
     return gpu if isinstance(gpu, Gpu) else take_gpu(take_text(gpu, name="GPU"))
-
-
-def _take_scenarios(scenarios: object) -> list[Scenario]:
-    if isinstance(scenarios, Sequence) and all(isinstance(each, Scenario) for each in scenarios):
-        return list(scenarios)
-    raise UsageError(
-        "The scenarios have to be a list of Scenario.",
-        hint="Give a list such as [Scenario(batch_size=8)].",
-    )

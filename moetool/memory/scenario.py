@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
@@ -323,6 +323,22 @@ class Scenario:
             quantization=quantization,
             is_double_quantized=self.is_double_quantized and _has_scales(quantization),
         )
+
+
+def take_scenarios(scenarios: object) -> list[Scenario]:
+    """Return a sequence of scenarios as a list; the default one for None.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if scenarios is None:
+        return [Scenario()]
+    if isinstance(scenarios, Sequence) and all(isinstance(each, Scenario) for each in scenarios):
+        return list(scenarios)
+    raise UsageError(
+        "The scenarios have to be a list of Scenario.",
+        hint="Give a list such as [Scenario(batch_size=8)].",
+    )
 
 
 def _has_scales(quantization: Quantization) -> bool:

@@ -30,7 +30,7 @@ from moetool.quantizing.loading.packed_modules import list_packed_names, pack_mo
 from moetool.quantizing.loading.stacks import find_matrix
 from moetool.quantizing.loading.streaming import pack_while_reading
 from moetool.quantizing.packing import Packing
-from moetool.quantizing.saving.reloading import make_conversions
+from moetool.quantizing.saving.reloading import find_operation, make_conversions
 from moetool.registration import METHOD, remove_placeholders
 
 remove_placeholders()
@@ -167,9 +167,7 @@ class ExpertsQuantizer(HfQuantizer):
         del model
         if not self.pre_quantized:
             return pack_while_reading(weight_conversions)
-        operation = self._linears.get_load_operations()["deserialize"]
-        names = self._linears.serialized_names["weight"]
-        return [*make_conversions(self, operation, names)]
+        return [*make_conversions(self, *find_operation(self._linears))]
 
     def is_quantized_linear(self, model: PreTrainedModel, path: str) -> bool:
         """Return whether a parameter is the weight of a quantized linear layer."""

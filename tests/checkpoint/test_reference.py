@@ -153,3 +153,10 @@ def test_a_hub_id_is_found_whatever_its_case() -> None:
         assert found is not None
         assert read_published_models()[found].hub_id.lower() == model.hub_id.lower(), name
     assert find_published_name("org/name") is None
+
+
+def test_a_path_names_what_its_text_names(tmp_path: Path) -> None:
+    named = resolve_model(tmp_path)
+    assert named == resolve_model(str(tmp_path))
+    assert named.path == tmp_path
+    assert resolve_model(named) is named

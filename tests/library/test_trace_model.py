@@ -275,17 +275,17 @@ def test_a_dense_model_is_refused_on_disk_and_in_memory(dense: Path, pair: tuple
 
 @pytest.mark.parametrize("name", ["https://huggingface.co/a/b", "./demo"])
 def test_a_name_is_resolved_as_it_was_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    asked: list[str | Path] = []
 
-    def refuse(text: str) -> None:
-        asked.append(text)
+    def refuse(given: str | Path) -> None:
+        asked.append(given)
         raise InputError("Nothing there.", hint="Look elsewhere.")
 
     monkeypatch.setattr("moetool.library.given_models.resolve_model", refuse)
     for model in (name, Path("folder")):
         with pytest.raises(InputError, match="Nothing there"):
             trace_model(model, TEXTS)
-    assert asked == [name, "folder"]
+    assert asked == [name, Path("folder")]
 
 
 def test_a_refused_run_leaves_no_file(pair: tuple[Any, Any], tmp_path: Path) -> None:

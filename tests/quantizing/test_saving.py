@@ -8,6 +8,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
 from moetool import inspect_model, load_quantized, quantize_checkpoint
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.errors import InputError, OutOfMemoryError, UsageError
 from moetool.library import quantize_checkpoint as quantize_module
+from moetool.quantizing.saving.reloading import find_operation
 from moetool.quantizing.saving.save import save_quantized
 from moetool.quantizing.saving.shards import ShardWriter
 from moetool.quantizing.saving.stored_weights import StoredWeight, list_stored
@@ -285,3 +289,14 @@ def test_files_hold_what_was_written(
     stored = list_stored(folder, _headers(folder))
     compare_tensors({name: tensor[...] for name, tensor in stored.items()}, tensors)
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind", [Bnb4BitHfQuantizer, Bnb8BitHfQuantizer])
+def test_the_operation_is_found_where_transformers_has_it_in_a_conversion_only(kind: Any) -> None:
+    config = BitsAndBytesConfig(load_in_4bit=True)
+    linears = kind(config, pre_quantized=True)
+    older = SimpleNamespace(get_weight_conversions=linears.get_weight_conversions)
+    operation, names = find_operation(linears)
+    assert len(names) > 1
+    found = find_operation(older)
+    assert (found[0], sorted(found[1])) == (operation, sorted(names))

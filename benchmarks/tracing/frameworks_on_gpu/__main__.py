@@ -14,10 +14,10 @@ its interpreter, which gets products in bfloat16 wrong; Megatron-Core does not r
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import logging
-import sys
 import time
 import traceback
 import warnings
@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
 from benchmarks.tracing.frameworks_on_gpu.cases import CASES, DEVICE, SHAPE, Make
 from benchmarks.tracing.frameworks_on_gpu.layers import HIDDEN_SIZE, NUM_EXPERTS, GpuLayer
@@ -77,9 +76,13 @@ class Seen:
 
 def main() -> int:
     """Run all layers, write what was seen, and fail if one is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("words", metavar="WORD", nargs="*", help="a part of a layer's name")
+    options = parser.parse_args()
+    folder, words = options.folder, options.words
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    folder, words = Path(sys.argv[1]), sys.argv[2:]
     folder.mkdir(parents=True, exist_ok=True)
     replaced = replace_missing_extensions()
     if DEVICE == "cpu":
@@ -102,8 +105,8 @@ def write(path: Path, found: Sequence[Seen], replaced: Sequence[str]) -> None:
     packages = dict.fromkeys(seen.package for seen in found)
     result = {
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu",
-        "versions": {"torch": torch.__version__, "triton": triton.__version__}
-        | {package: find_version(package) for package in packages},
+        "versions": {"torch": torch.__version__}
+        | {package: find_version(package) for package in ("triton", *packages)},
         "replaced": replaced,
         "layers": [asdict(seen) for seen in found],
     }

@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import triton
 from torch.utils._python_dispatch import _disable_current_modes
 
 NAMES = ("megablocks_ops", "grouped_gemm_backend")
@@ -39,6 +38,9 @@ def replace_missing_extensions() -> tuple[str, ...]:
 
 def choose_first_settings() -> None:
     """Let Triton's interpreter run programs that choose their settings by timing them on a GPU."""
+    # Not there on every machine that shows the help.
+    import triton
+
     choose = triton.autotune
 
     def choose_first(configs: list[Any], key: list[str], **options: Any) -> Any:

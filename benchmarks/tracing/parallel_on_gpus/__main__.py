@@ -17,6 +17,7 @@ GPUs, tiny models run on the CPU, which shows no more than that this script work
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -34,6 +35,8 @@ from benchmarks.tracing.parallel_on_gpus.checkpoints import NAMES
 from benchmarks.tracing.parallel_on_gpus.devices import HAS_GPU, NUM_GPUS
 from benchmarks.tracing.parallel_on_gpus.measuring import work
 from moetool.trace.reading.reader import open_trace
+from moetool.tracing.parallel.launch import check_several
+from moetool.tracing.plans import ParallelPlan
 
 # The whole run has to end in time, whatever happens to its processes.
 WORKER_TIMEOUT_S, COMMAND_TIMEOUT_S = 180, 50
@@ -44,6 +47,10 @@ def main() -> None:
     if "RANK" in os.environ:
         work(Path(sys.argv[1]), sys.argv[2:])
         return
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("words", metavar="GEOMETRY", nargs="*", help="a part of its name")
+    words = parser.parse_args().words
+    check_several(ParallelPlan.EXPERT, number=NUM_GPUS)
     card = torch.cuda.get_device_name() if HAS_GPU else "processes on the CPU"
     print(
         f"{NUM_GPUS} x {card}, torch {torch.__version__}, "
@@ -51,7 +58,7 @@ def main() -> None:
         flush=True,
     )
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
-    names = [name for name in NAMES if not sys.argv[1:] or any(w in name for w in sys.argv[1:])]
+    names = [name for name in NAMES if not words or any(word in name for word in words)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launch += ["--nproc-per-node", str(NUM_GPUS), "-m"]
     try:

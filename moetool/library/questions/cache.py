@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from moetool.analysis.caching import measure as caching
@@ -37,7 +38,7 @@ def simulate_caches(
     budget: str = DEFAULT_BUDGETS,
     tokens_per_batch: int | None = None,
     by: str | None = None,
-    model: str | None = None,
+    model: str | PathLike[str] | None = None,
     expert_bytes: int | None = None,
     layers: Collection[int] | None = None,
     num_experts: int | None = None,
@@ -97,14 +98,14 @@ def simulate_caches(
 
 
 def _find_sizes(
-    reader: DecisionReader, *, model: str | None, expert_bytes: int | None
+    reader: DecisionReader, *, model: str | PathLike[str] | None, expert_bytes: int | None
 ) -> tuple[Mapping[Place, int] | None, list[str]]:
     """Return the bytes of an expert of each layer, or None and the reason."""
     places = [(layer.stack, layer.layer) for layer in reader.layers]
     if expert_bytes is not None:
         return dict.fromkeys(places, expert_bytes), []
     if model is not None:
-        sizes = read_expert_sizes(take_text(model, name="model"))
+        sizes = read_expert_sizes(model)
         fault = _find_fault(reader.layers, sizes)
         if fault is not None:
             raise InputError(

@@ -57,7 +57,7 @@ def place_experts(
     num_experts: int | None = None,
     top_k: int | None = None,
     validate: bool = True,
-    model: str | None = None,
+    model: str | PathLike[str] | None = None,
     hidden_size: int | None = None,
     advises_vllm: bool = False,
 ) -> Placement:
@@ -169,7 +169,7 @@ def export_placement(
     path: str | PathLike[str],
     *,
     method: str | None = None,
-    model: str | None = None,
+    model: str | PathLike[str] | None = None,
     num_hidden_layers: int | None = None,
     overwrite: bool = False,
 ) -> str:
@@ -247,7 +247,7 @@ def prepare_export(
     engine: str,
     path: Path,
     *,
-    model: str | None,
+    model: str | PathLike[str] | None,
     num_hidden_layers: int | None,
     overwrite: bool,
 ) -> int | None:
@@ -275,7 +275,9 @@ def prepare_export(
     return number
 
 
-def _find_hidden_layers(named: str | None, *, model: str | None, stated: object) -> int | None:
+def _find_hidden_layers(
+    named: str | None, *, model: str | PathLike[str] | None, stated: object
+) -> int | None:
     """Return how many layers a model has: as stated, or as its configuration says.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 
 from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.names import find_published_name
@@ -29,7 +30,7 @@ class ExpertSize:
     num_experts: int
 
 
-def read_expert_sizes(model: str) -> Mapping[Place, ExpertSize]:
+def read_expert_sizes(model: str | PathLike[str]) -> Mapping[Place, ExpertSize]:
     """Return the size of an expert of each routed layer.
 
     Raises:

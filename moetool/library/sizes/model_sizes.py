@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 
 from moetool.anatomy.config_fields import (
     find_hidden_size,
@@ -38,7 +39,7 @@ class ModelSizes:
     bytes_per_value: int | None = None
 
 
-def read_model_sizes(model: str) -> ModelSizes:
+def read_model_sizes(model: str | PathLike[str]) -> ModelSizes:
     """Return the sizes of the model that a user names.
 
     Raises:

@@ -41,7 +41,9 @@ def save_receipts(
     """
     path = take_path(path, name="path of the receipts")
     replace_existing = take_flag(replace_existing, name="replace_existing")
-    receipts = [make_receipt(each) for each in estimates if each.measured is not None]
+    # Of GGUF files nothing is ever measured.
+    measured = [each for each in estimates if getattr(each, "measured", None) is not None]
+    receipts = [make_receipt(each) for each in measured]
     if not receipts:
         raise UsageError(
             "A receipt holds a measurement, and nothing was measured.",

@@ -20,6 +20,19 @@ from transformers.core_model_loading import (
 _WEIGHT = "weight"
 
 
+def find_operation(linears: Any) -> tuple[Any, list[str]]:
+    """Return the operation by which transformers loads a quantized weight, and its tensors' names.
+
+    Args:
+        linears: transformers' quantizer of linear layers.
+    """
+    if hasattr(linears, "get_load_operations"):
+        return linears.get_load_operations()["deserialize"], linears.serialized_names["weight"]
+    # Before transformers 5.21, both are only in the conversion of quantized checkpoints.
+    (conversion,) = linears.get_weight_conversions()
+    return type(conversion.operations[0]), list(conversion.source_patterns)
+
+
 def make_conversions(quantizer: Any, operation: Any, names: list[str]) -> list[WeightConverter]:
     """Return the conversions that load all weights, those of quantized linear layers among them.
 

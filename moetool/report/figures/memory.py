@@ -36,9 +36,14 @@ def draw_memory(
     Raises:
         InputError: No estimate's total is known.
         UsageError: matplotlib is not installed, the width is out of range, or the estimates are of
-            several models or GPUs.
+            several models or GPUs, or of a GGUF file.
     """
     given = list(estimates) if isinstance(estimates, Sequence) else [estimates]
+    if any(not hasattr(each, "scenario") for each in given):
+        raise UsageError(
+            "A figure of memory is over prompts and batches, and a GGUF file has a context.",
+            hint="Give the estimates of the original checkpoint.",
+        )
     if len({(each.model, each.gpu) for each in given}) != 1:
         raise UsageError(
             "A figure of memory is of one model on one GPU.",

@@ -15,6 +15,7 @@ from moetool.cli.options.shared import ForceOption, QuietOption, RevisionOption,
 from moetool.cli.options.values import parse_numbers
 from moetool.cli.progress import show_status
 from moetool.cli.writing.figures import check_figure, write_figure
+from moetool.errors import UsageError
 from moetool.memory.scenario import NUM_NEW_TOKENS, Dtype, Scenario
 from moetool.quantizing.kinds import Quantization
 
@@ -78,6 +79,11 @@ def memory(
         prompt_tokens=parse_numbers(prompt_tokens, option="--prompt-tokens"),
     )
     reference = resolve_model(model)
+    if reference.is_gguf:
+        raise UsageError(
+            "A figure of memory is over prompts and batches, and a GGUF file has a context.",
+            hint="Name the original checkpoint, or run moetool memory-estimate on the file.",
+        )
     check_figure(output, width_in=width, force=force, inputs=list_model_files([reference]))
     with show_status(is_quiet=quiet) as show:
         named_gpu = None if gpu is None else take_gpu(gpu)

@@ -17,8 +17,7 @@ from moetool.cli.options.memory_estimate import (
     scenario,
     training,
 )
-from moetool.cli.options.memory_estimate.gguf_checks import check_models, refuse_foreign
-from moetool.cli.options.memory_estimate.gguf_question import read_question
+from moetool.cli.options.memory_estimate.gguf_checks import check_models, read_question
 from moetool.cli.options.shared import (
     ForceOption,
     FormatOption,
@@ -99,12 +98,13 @@ def memory_estimate(
     The model's own code runs without data while every allocation is followed. Weights are never
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
+    from moetool.memory.serving.gguf.options import GgufOptions, refuse_foreign
     from moetool.memory.sweeps.run import estimate_models
     from moetool.memory.sweeps.worker import SweepOptions
 
     refuse_loose_sizes(models, sys.argv[1:])
     of_gguf = (n_gpu_layers, n_cpu_moe, override_tensor, ctx_size, ubatch_size)
-    own = gguf.GgufValues(*of_gguf, cache_type_k, cache_type_v, flash_attn, tensor_split)
+    own = GgufOptions(*of_gguf, cache_type_k, cache_type_v, flash_attn, tensor_split)
     has_gguf = check_models(models, own)
     settings = (gpu_memory_utilization, kv_cache_dtype, tensor_parallel, engine_overhead)
     serving = None if has_gguf else engines.read_engine(engine, *settings, gpu=gpu)
@@ -129,7 +129,7 @@ def memory_estimate(
     files = choose_files(output, output_format, save, measure=measure, force=force, inputs=inputs)
     if has_gguf:
         foreign = (*settings[:3], engine, parallel, save, trace, prompt_tokens, new_tokens)
-        refuse_foreign(common, foreign, measure=measure)
+        refuse_foreign(common, foreign, flags=(measure, nodes > 1))
         question = read_question(own, gpu=gpu, overhead=engine_overhead, scenarios=scenarios)
         write_file_estimates(references, question, failures, files, revision=revision)
         return

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-
-DEFAULT_UBATCH = 512
 
 
 # `help` and `min` are typer's names.
@@ -57,7 +54,7 @@ UbatchSize = Annotated[
         "--ubatch-size",
         metavar="N",
         min=1,
-        help=f"Tokens of a micro-batch. Default: {DEFAULT_UBATCH}.",
+        help="Tokens of a micro-batch. Default: 512.",
     ),
 ]
 CacheTypeK = Annotated[
@@ -93,18 +90,3 @@ TensorSplit = Annotated[
         help="Parts of the layers for each of several GPUs. Default: equal ones.",
     ),
 ]
-
-
-@dataclass(frozen=True)
-class GgufValues:
-    """Values of the options above, in their order; None for those that are not given."""
-
-    num_gpu_layers: int | None
-    num_cpu_moe: int | None
-    moves: str | None
-    context: int | None
-    ubatch: int | None
-    type_k: str | None
-    type_v: str | None
-    flash_attention: str | None
-    shares: str | None

@@ -1,19 +1,21 @@
-"""Refuse options of `moetool memory-estimate` that are about another kind of model."""
+"""Tell GGUF files from other models, and read what is asked of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moetool.cli.options.memory_estimate.gguf import GgufValues
 from moetool.errors import MoetoolError, UsageError
 
 if TYPE_CHECKING:
     from moetool.memory.scenario import Scenario
+    from moetool.memory.serving.gguf.options import GgufOptions
+    from moetool.memory.serving.gguf.question import GgufQuestion
 
 
-def check_models(models: Sequence[str], own: GgufValues) -> bool:
+def check_models(models: Sequence[str], own: GgufOptions) -> bool:
     """Return whether the models are GGUF files.
 
     Args:
@@ -23,44 +25,36 @@ def check_models(models: Sequence[str], own: GgufValues) -> bool:
     Raises:
         UsageError: Only some are, or such an option is given and none is.
     """
-    from moetool.checkpoint.reference import ModelKind, resolve_model
+    from moetool.checkpoint.reference import resolve_model
 
     are_gguf = []
     for model in models:
         with suppress(MoetoolError):
-            kind = resolve_model(model).kind
-            are_gguf.append(kind in (ModelKind.GGUF, ModelKind.HUB_GGUF))
+            are_gguf.append(resolve_model(model).is_gguf)
     if any(are_gguf) and not all(are_gguf):
         raise UsageError(
             "GGUF files are estimated by llama.cpp's rules, other models by their own code.",
             hint="Name them in separate commands.",
         )
-    if are_gguf and not any(are_gguf) and any(value is not None for value in vars(own).values()):
-        raise UsageError(
-            "An option about GGUF files is given, and no GGUF file is named.",
-            hint="Name a GGUF file. A checkpoint takes --prompt-tokens, --cache-dtype and "
-            "--engine llama.cpp.",
-        )
+    if are_gguf and not any(are_gguf):
+        own.refuse()
     return any(are_gguf)
 
 
-def refuse_foreign(common: Scenario, others: Sequence[object], *, measure: bool) -> None:
-    """Refuse options that llama.cpp doesn't have.
-
-    Args:
-        common: The options of a run of transformers.
-        others: Further options that have no value by default.
-        measure: Whether a measurement is asked for.
+def read_question(
+    own: GgufOptions, *, gpu: str | None, overhead: str | None, scenarios: Sequence[Scenario]
+) -> GgufQuestion:
+    """Return what is asked of GGUF files.
 
     Raises:
-        UsageError: One of them is given.
+        UsageError: A value has no meaning, or there are several numbers of sequences.
     """
-    from moetool.memory.scenario import Scenario
+    from moetool.memory.serving.gguf.options import make_question
 
-    is_default = common == Scenario(num_new_tokens=common.num_new_tokens)
-    if not is_default or measure or any(value is not None for value in others):
+    if len(scenarios) != 1:
         raise UsageError(
-            "An option is given that llama.cpp doesn't have: GGUF files take --gpu, --batch-size, "
-            "--engine-overhead and those of the panel 'GGUF files'.",
-            hint="Leave out all others.",
+            "GGUF files are estimated for one number of sequences at a time.",
+            hint="Name one --batch-size.",
         )
+    options = replace(own, engine_overhead=overhead)
+    return make_question(options, gpu=gpu, num_sequences=scenarios[0].batch_size)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from moetool.memory.serving.gguf.buffers import Buffers
 from moetool.plain import Tabular, make_plain
+from moetool.printable import printable
+from moetool.wording import format_bytes
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,26 @@ class GgufEstimate(Tabular):
     has_flash_attention: bool
     num_gpus: int
     on_gpus: tuple[Buffers, ...]
+
+    _SHOWN: ClassVar[tuple[str, ...]] = (
+        "context",
+        "gpu",
+        "fits",
+        "short_bytes",
+        "gpu_bytes",
+        "host_bytes",
+        "fitting_flags",
+    )
+
+    def __repr__(self) -> str:
+        held = self.host_bytes if self.gpu is None else self.gpu_bytes
+        words = "memory unknown" if held is None else f"{format_bytes(held)} on the "
+        words += "" if held is None else ("CPU" if self.gpu is None else "GPU")
+        if self.gpu is not None and self.fits is not None:
+            short = f"doesn't fit, short by {format_bytes(self.short_bytes or 0)}"
+            words += f"; {self.gpu}: {'fits' if self.fits else short}"
+        name = printable(self.model, max_length=60)
+        return f"<GgufEstimate {name}, {self.context:,} tokens of context: {words}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object of the JSON report."""
