@@ -204,7 +204,7 @@ class AllocationRecorder:
         if not alive <= set(blocks) or not {b for b in blocks if b is not None} <= set(names):
             return None
         return LayerEvents(
-            events=events.slice(0),
+            events=events.cut(0),
             num_made=self._ledger.num_blocks - mark.num_blocks,
             left=tuple(None if block is None else names[block] for block in blocks),
             workspaces={
@@ -248,7 +248,7 @@ class AllocationRecorder:
             *((taking.num_events, kind) for kind, taking in done.workspaces.items()),
         ]
         for end, stop in sorted(stops, key=itemgetter(0)):
-            self._ledger.extend(events.slice(start, end), living=living)
+            self._ledger.extend(events.cut(start, end), living=living)
             start = end
             if isinstance(stop, Loop):
                 self.loops.append(stop.moved(len(self.events), first))
@@ -256,7 +256,7 @@ class AllocationRecorder:
                 _, taker, own_block = done.workspaces[stop]
                 block = None if own_block is None else own_block + first
                 self._workspaces.take(stop, moved[taker], block=block)
-        self._ledger.extend(events.slice(start, None), living=living)
+        self._ledger.extend(events.cut(start, None), living=living)
         for made, num_bytes in done.sizes_left.items():
             self._ledger.note_bytes(made + first, num_bytes)
         self._ledger.free(sorted(died))

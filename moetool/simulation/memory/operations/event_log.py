@@ -24,7 +24,7 @@ class EventColumns(NamedTuple):
     num_bytes: list[int]
     origins: list[int]
 
-    def slice(self, start: int, end: int | None) -> EventColumns:
+    def cut(self, start: int, end: int | None) -> EventColumns:
         """Return the events from `start` to `end`."""
         return EventColumns(*(column[start:end] for column in self))
 
@@ -48,9 +48,9 @@ class EventLog(Sequence[Event]):
         for column, further in zip(self._columns, events, strict=True):
             column += further
 
-    def slice(self, start: int, end: int | None = None) -> EventColumns:
+    def cut(self, start: int, end: int | None = None) -> EventColumns:
         """Return the events from `start` to `end`, in columns."""
-        return self._columns.slice(start, end)
+        return self._columns.cut(start, end)
 
     def make_table(self, end: int) -> EventTable:
         """Return the events from the first to `end`."""

@@ -83,7 +83,7 @@ class Ledger:
     def write_out(self, loop: Loop) -> None:
         """Write down iterations that don't run. What lives now is what the last of them made."""
         first, num_further = loop.first_block, loop.num_blocks * loop.num_left_out
-        written = self.events.slice(loop.end_event - loop.num_events, loop.end_event)
+        written = self.events.cut(loop.end_event - loop.num_events, loop.end_event)
         for further in range(loop.num_blocks, num_further + 1, loop.num_blocks):
             moved = [block + further for block in written.blocks]
             self.events.extend(written._replace(blocks=moved))
