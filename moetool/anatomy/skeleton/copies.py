@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import OrderedDict
 from typing import Any, TypeVar
 
@@ -11,8 +12,8 @@ from torch import nn
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
-_CONTAINERS = (dict, OrderedDict, list, set)
-_UNCHANGEABLE = (type(None), bool, int, float, str, torch.dtype, torch.device, type)
+_CONTAINERS = frozenset({dict, OrderedDict, list, set})
+_UNCHANGEABLE = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, type})
 _COPYING = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 
@@ -33,12 +34,14 @@ def _copy_module(module: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(module, memo)
     copied = object.__new__(type(module))
     memo[id(module)] = copied
+    state = module.__getstate__()
     attributes = copied.__dict__
-    for name, value in module.__getstate__().items():
+    attributes.update(state)
+    for name, value in state.items():
         kind = type(value)
         if kind in _UNCHANGEABLE:
-            attributes[name] = value
-        elif kind in _CONTAINERS and not value:
+            continue
+        if kind in _CONTAINERS and not value:
             attributes[name] = kind()
         elif kind is dict and name in ("_parameters", "_buffers"):
             attributes[name] = {
@@ -55,6 +58,7 @@ def _copy_module(module: Any, memo: dict[int, Any]) -> Any:
     return copied
 
 
+@functools.cache
 def _is_copied_plainly(kind: type[nn.Module]) -> bool:
     """Return whether a class of modules leaves copying to Python and `nn.Module`."""
     return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _COPYING)
