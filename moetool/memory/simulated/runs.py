@@ -25,11 +25,7 @@ from moetool.memory.simulated.assisted_runs import simulate_rounds
 from moetool.memory.simulated.cases import Case, Simulation
 from moetool.memory.simulated.ends import simulate_ends
 from moetool.memory.simulated.short_prompts import SHORT_PROMPTS, profile_by_short_prompts
-from moetool.memory.simulated.simulated_run import (
-    SimulatedRun,
-    make_figures,
-    make_peaks,
-)
+from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.memory.simulated.work import count_modules, measure_work
 from moetool.simulation.attention.flash import is_flash
 from moetool.simulation.attention.flex import FLEX_ATTENTION
@@ -127,7 +123,8 @@ def run_scenario(
         block_budget=block_budget,
     )
     notes: list[str] = []
-    most_steps_work = step_budget.most_samples * count_modules(skeleton)
+    modules = (seen_before or SeenByOptions()).modules.of(skeleton)
+    most_steps_work = step_budget.most_samples * count_modules(modules)
     is_too_large = most_work is not None and most_steps_work > most_work
     case = Case(
         skeleton,
@@ -262,12 +259,13 @@ def _simulate(case: Case, *, notes: list[str]) -> Simulation:
             )
             return simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS)
         timeline = found
-    weight_bytes = list_weight_bytes(skeleton)
+    modules = case.modules
+    weight_bytes = list_weight_bytes(modules)
     return Simulation(
         lambda capacity_bytes: replay_timeline(
             timeline, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes
         ),
-        work=measure_work(skeleton, timeline),
+        work=measure_work(modules, timeline),
     )
 
 

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.structure.model_modules import ModelModules
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator, DeviceFullError
 from moetool.simulation.memory.allocator.weights import allocate_weights
 from moetool.simulation.memory.steps.event_table import EventTable
@@ -68,15 +68,12 @@ class MemoryProfile:
     host_cache_bytes: int = 0
 
 
-def list_weight_bytes(model: nn.Module) -> list[int]:
+def list_weight_bytes(model: nn.Module | ModelModules) -> list[int]:
     """Return the size of each storage of parameters and buffers, in the order of the modules."""
     sizes: dict[int, int] = {}
-    for _, module in walk_modules(model):
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    storage = find_local(tensor).untyped_storage()
-                    sizes.setdefault(storage._cdata, storage.nbytes())
+    for tensor in ModelModules.of(model).list_tensors():
+        storage = find_local(tensor).untyped_storage()
+        sizes.setdefault(storage._cdata, storage.nbytes())
     return list(sizes.values())
 
 

@@ -202,7 +202,7 @@ class MemoryRun:
         num_residual: int = 0,
     ) -> Timeline:
         skeleton, batch_size = self._skeleton, self._options.batch_size
-        models = join_models(skeleton, self._assistant)
+        models = self._seen.modules.of(join_models(skeleton, self._assistant))
         stream = SideStream()
         recorder = AllocationRecorder(
             models,
@@ -225,7 +225,7 @@ class MemoryRun:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(MetaKernels())
             stack.enter_context(known)
-            stack.enter_context(going_through_sets_in_order(models))
+            stack.enter_context(going_through_sets_in_order(models.model))
             attention = getattr(skeleton.config.get_text_config(), "_attn_implementation", "")
             stack.enter_context(standing_in_for_flash(attention))
             stack.enter_context(standing_in_for_flex(attention))
@@ -242,7 +242,7 @@ class MemoryRun:
                     )
                 )
                 if self._assistant is None:
-                    loops = ShortenedLoops(skeleton, recorder, known, lambda: not calls)
+                    loops = ShortenedLoops(models, recorder, known, lambda: not calls)
                     stack.enter_context(loops)
             stack.enter_context(recorder)
             draft = stack.enter_context(
