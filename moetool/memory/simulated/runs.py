@@ -259,13 +259,12 @@ def _simulate(case: Case, *, notes: list[str]) -> Simulation:
             )
             return simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS)
         timeline = found
-    modules = case.modules
-    weight_bytes = list_weight_bytes(modules)
+    weight_bytes = list_weight_bytes(case.modules)
     return Simulation(
         lambda capacity_bytes: replay_timeline(
             timeline, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes
         ),
-        work=measure_work(modules, timeline),
+        work=measure_work(case.modules, timeline),
     )
 
 

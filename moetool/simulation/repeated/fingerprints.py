@@ -121,8 +121,15 @@ class Fingerprints:
     def _of_module(self, module: nn.Module, first_index: int) -> _OfModule:
         held: list[tuple[Holding, str, Hashable]] = []
         by_layer: list[Hashable] = []
-        for holding, values in list_holdings(module).items():
-            for name, value in values.items():
+        attributes = vars(module)
+        for holding, names in (
+            (Holding.ATTRIBUTES, _find_own(tuple(attributes))),
+            (Holding.PARAMETERS, module._parameters),
+            (Holding.BUFFERS, module._buffers),
+        ):
+            values = holding.find_in(module)
+            for name in names:
+                value = values[name]
                 if name in _INDEX_NAMES and isinstance(value, int):
                     # A layer with two attentions has two indices, of which the difference matters.
                     held.append((holding, name, value - first_index))

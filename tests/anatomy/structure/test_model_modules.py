@@ -58,10 +58,11 @@ def test_another_model_is_walked() -> None:
 
 
 def test_tensors_are_those_that_the_modules_hold_at_the_time() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    norm = nn.BatchNorm1d(2)
+    model = nn.Sequential(nn.Linear(2, 2), norm)
     known = ModelModules(model)
-    model[1].weight = nn.Parameter(model[1].weight.detach().double())
-    model[1].register_buffer("scale", None)
+    norm.weight = nn.Parameter(norm.weight.detach().double())
+    norm.register_buffer("scale", None)
     expected = [
         tensor
         for module in model
