@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.anatomy.routing.moe_layers import find_experts
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.layout import list_converted_linears, list_packable
 from moetool.quantizing.loading.packed_modules import is_packed, list_packed_names
@@ -80,7 +81,7 @@ def count_plain_layer(model: PreTrainedModel) -> int:
     At most that many are on the device unpacked while a model loads: where files hold the experts
     of a layer in one tensor.
     """
-    packed: list[Any] = [module for module in model.modules() if is_packed(module)]
+    packed: list[Any] = [module for _, module in walk_modules(model) if is_packed(module)]
     weights = (sum(m.num_experts * m.num_weights for m in each.packed_matrices) for each in packed)
     return max(weights, default=0) * model.dtype.itemsize
 

@@ -69,7 +69,7 @@ def find_routing_signs(
     """
     around = {holder for path in experts for holder in _list_holders(path)}
     # Wrappers may hold parts of a block under second paths, with hooks next to them.
-    inside = {id(part) for path in blocks for part in model.get_submodule(path).modules()}
+    inside = {id(part) for path in blocks for _, part in walk_modules(model.get_submodule(path))}
     signs = [
         RoutingSign(path, seen)
         for path, shown, module in _walk(model, closed=blocks)

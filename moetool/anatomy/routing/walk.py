@@ -39,8 +39,9 @@ def walk_modules(
             continue
         # Most modules hold none.
         if current._modules:
+            prefix = join_path(path, "")
             waiting += [
-                (join_path(path, name), child)
+                (prefix + name, child)
                 for name, child in reversed(current._modules.items())
                 if child is not None
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import OrderedDict
 from typing import Any, TypeVar
 
@@ -11,8 +12,8 @@ from torch import nn
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
-_CONTAINERS = (dict, OrderedDict, list, set)
-_UNCHANGEABLE = (type(None), bool, int, float, str, torch.dtype, torch.device, type)
+_CONTAINERS = frozenset({dict, OrderedDict, list, set})
+_UNCHANGEABLE = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, type})
 _COPYING = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 
@@ -29,23 +30,26 @@ def copy_skeleton(skeleton: _Model) -> _Model:
 def _copy_module(module: Any, memo: dict[int, Any]) -> Any:
     if id(module) in memo:
         return memo[id(module)]
-    if not _is_copied_plainly(type(module)):
+    kind: type = type(module)
+    if not _is_copied_plainly(kind):
         return copy.deepcopy(module, memo)
-    copied = object.__new__(type(module))
+    copied: Any = object.__new__(kind)
     memo[id(module)] = copied
+    state = module.__getstate__()
     attributes = copied.__dict__
-    for name, value in module.__getstate__().items():
-        kind = type(value)
-        if kind in _UNCHANGEABLE:
-            attributes[name] = value
-        elif kind in _CONTAINERS and not value:
-            attributes[name] = kind()
-        elif kind is dict and name in ("_parameters", "_buffers"):
+    attributes.update(state)
+    for name, value in state.items():
+        held_as = type(value)
+        if held_as in _UNCHANGEABLE:
+            continue
+        if held_as in _CONTAINERS and not value:
+            attributes[name] = held_as()
+        elif held_as is dict and name in ("_parameters", "_buffers"):
             attributes[name] = {
                 key: None if each is None else each.__deepcopy__(memo)
                 for key, each in value.items()
             }
-        elif kind is dict and name == "_modules":
+        elif held_as is dict and name == "_modules":
             attributes[name] = {
                 key: None if each is None else _copy_module(each, memo)
                 for key, each in value.items()
@@ -55,6 +59,7 @@ def _copy_module(module: Any, memo: dict[int, Any]) -> Any:
     return copied
 
 
-def _is_copied_plainly(kind: type[nn.Module]) -> bool:
+@functools.cache
+def _is_copied_plainly(kind: type) -> bool:
     """Return whether a class of modules leaves copying to Python and `nn.Module`."""
     return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _COPYING)

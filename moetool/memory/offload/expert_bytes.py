@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
@@ -58,10 +57,11 @@ def list_layer_experts(skeleton: RoutedSkeleton) -> tuple[LayerExperts, ...]:
 
 def _describe(skeleton: RoutedSkeleton, layer: MoeLayer) -> LayerExperts:
     holders = list(_find_holders(skeleton, layer))
-    modules = [
-        module for path in holders for _, module in walk_modules(skeleton.model.get_submodule(path))
+    own = [
+        _count_own(module)
+        for path in holders
+        for _, module in walk_modules(skeleton.model.get_submodule(path))
     ]
-    own = [sum(tensor.nbytes for tensor in _own_tensors(module)) for module in modules]
     return LayerExperts(
         layer=layer,
         paths=tuple(holders),
@@ -80,6 +80,7 @@ def _find_holders(skeleton: RoutedSkeleton, layer: MoeLayer) -> Iterator[str]:
     yield from dict.fromkeys(path.rpartition(".")[0] for path in parameters)
 
 
-def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
+def _count_own(module: nn.Module) -> int:
+    """Return the bytes of a module's own tensors, each of which counts once."""
+    tensors = {*module._parameters.values(), *module._buffers.values()}
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -43,8 +43,10 @@ def plan_expert_cache(
     Raises:
         InputError: The trace can't be used.
     """
+    if total_bytes <= gpu_memory_bytes:
+        return None
     experts = list_layer_experts(skeleton)
-    if not experts or total_bytes <= gpu_memory_bytes:
+    if not experts:
         return None
     sizes = {(each.layer.stack, each.layer.layer): _find_size(each) for each in experts}
     at_work = max(choices[each.layer] * _find_size(each) for each in experts)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from moetool.anatomy.structure.model_modules import KnownModules, ModelModules
 from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.simulated_run import Replay, SimulatedRun
@@ -52,6 +53,12 @@ class Case:
         if self.seen_before is None or self.assistant is not None:
             return None
         return self.seen_before.find(self.options)
+
+    @property
+    def modules(self) -> ModelModules:
+        """The modules of the model as they are now."""
+        known = KnownModules() if self.seen_before is None else self.seen_before.modules
+        return known.of(self.skeleton)
 
 
 @dataclass(frozen=True)

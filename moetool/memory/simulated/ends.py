@@ -25,7 +25,7 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
     after a prompt that holds the tokens written before them: a GPU's memory doesn't limit that
     prompt, which isn't part of the run.
     """
-    weight_bytes = list_weight_bytes(case.skeleton)
+    weight_bytes = list_weight_bytes(case.modules)
     num_new_tokens = case.scenario.num_new_tokens
     befores = [0]
     if not case.is_only_begun:
@@ -49,7 +49,8 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
         return replace(timeline, calls=timeline.calls[:1]) if case.is_only_begun else timeline
 
     start, *others = map(generate, befores)
-    work = max(measure_work(case.skeleton, timeline) for timeline in (start, *others))
+    modules = case.modules
+    work = max(measure_work(modules, timeline) for timeline in (start, *others))
     replay = replay_ends(start, others, weight_bytes=weight_bytes)
     return Simulation(replay, work=work, is_expected=is_expected)
 

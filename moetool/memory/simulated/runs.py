@@ -124,7 +124,8 @@ def record_scenario(
         block_budget=block_budget,
     )
     notes: list[str] = []
-    most_steps_work = step_budget.most_samples * count_modules(skeleton)
+    modules = (seen_before or SeenByOptions()).modules.of(skeleton)
+    most_steps_work = step_budget.most_samples * count_modules(modules)
     is_too_large = most_work is not None and most_steps_work > most_work
     case = Case(
         skeleton,
@@ -277,8 +278,8 @@ def _simulate(case: Case, *, notes: list[str]) -> Simulation:
             return simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS)
         timeline = found
     return Simulation(
-        TimelineReplay(timeline, list_weight_bytes(skeleton)),
-        work=measure_work(skeleton, timeline),
+        TimelineReplay(timeline, list_weight_bytes(case.modules)),
+        work=measure_work(case.modules, timeline),
     )
 
 

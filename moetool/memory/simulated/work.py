@@ -6,9 +6,9 @@ module that is watched during a pass, or several events of the allocator: about 
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from torch import nn
 
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.structure.model_modules import ModelModules
 from moetool.errors import InputError
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.simulation.memory.timeline import Timeline
@@ -47,14 +47,14 @@ def is_allowed_work(work: int, num_passes: int, *, most_work: int) -> bool:
     return work * num_passes <= most_work
 
 
-def count_modules(skeleton: PreTrainedModel) -> int:
+def count_modules(model: nn.Module | ModelModules) -> int:
     """Return the number of modules of a model."""
-    return sum(1 for _ in walk_modules(skeleton))
+    return len(ModelModules.of(model).by_path)
 
 
-def measure_work(skeleton: PreTrainedModel, timeline: Timeline) -> int:
+def measure_work(model: nn.Module | ModelModules, timeline: Timeline) -> int:
     """Return the work of a pass: of the prompt, and of a step of decoding if there is one."""
     num_events = timeline.calls[:2][-1].end_event
     # A pass counts as much as if every iteration ran.
     num_events += sum(loop.num_events * loop.num_left_out for loop in timeline.loops)
-    return count_modules(skeleton) + num_events // _NUM_EVENTS_OF_MODULE
+    return count_modules(model) + num_events // _NUM_EVENTS_OF_MODULE

@@ -54,7 +54,8 @@ def hold_in_4_bits(
     module._parameters[name] = nn.Parameter(packed, requires_grad=False)
     scale_dtype = torch.uint8 if is_nested else torch.float32
     scales = torch.empty(num_blocks, dtype=scale_dtype, device="meta")
-    module.register_buffer(f"{name}_absmax", scales)
+    # `register_buffer` takes several times as long, and a model may have thousands of experts.
+    module._buffers[f"{name}_absmax"] = scales
     tables: dict[str, tuple[int, ...]] = {"code": (_CODE_SIZE,)}
     if is_nested:
         num_nested_blocks = math.ceil(num_blocks / _NESTED_BLOCK_SIZE)
@@ -65,7 +66,7 @@ def hold_in_4_bits(
         }
     for table, table_shape in tables.items():
         table_of = torch.empty(table_shape, dtype=torch.float32, device="meta")
-        module.register_buffer(f"{name}_{table}", table_of)
+        module._buffers[f"{name}_{table}"] = table_of
 
 
 class FourBitLinear(nn.Linear):

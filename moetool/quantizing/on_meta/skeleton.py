@@ -11,6 +11,7 @@ from torch import nn
 from moetool.anatomy.routing.moe_layers import FoundExperts, find_experts
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.anatomy.routing.top_k import find_top_k
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.checkpoint.stated.quantization import find_method, find_stated
 from moetool.errors import UsageError
 from moetool.quantizing.kinds import Quantization, QuantizedExperts
@@ -61,8 +62,9 @@ def quantize_skeleton(
     _refuse_quantized(skeleton)
     packing = Packing(quantization, is_double_quantized)
     packable: list[tuple[str, nn.Module, tuple[ExpertMatrix, ...]]] = []
-    found = find_experts(skeleton)
+    found: FoundExperts | None = None
     if experts is QuantizedExperts.QUANTIZED:
+        found = find_experts(skeleton)
         linears = list_converted_linears(skeleton, found=found)
         compute_dtype = skeleton.dtype
         if not found.is_dense:
@@ -75,6 +77,7 @@ def quantize_skeleton(
             f"{type(skeleton).__name__} has no layer that bitsandbytes can quantize.",
             hint="Leave out --quantization.",
         )
+    holders = dict(walk_modules(skeleton))
     for path, module in linears:
         # A `Conv1D` transposes its weights, and has no attributes for its widths.
         widths = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
@@ -89,9 +92,12 @@ def quantize_skeleton(
                 is_double_quantized=is_double_quantized,
                 compute_dtype=compute_dtype,
             )
-        skeleton.set_submodule(path, quantized.train(module.training))
+        quantized.training = module.training
+        holder, _, name = path.rpartition(".")
+        holders[holder]._modules[name] = quantized
     _mark_as_quantized(skeleton)
-    _pack_experts(skeleton, packable, packing, found=found)
+    if found is not None:
+        _pack_experts(skeleton, packable, packing, found=found)
 
 
 def _pack_experts(
@@ -136,7 +142,7 @@ def _mark_as_quantized(skeleton: PreTrainedModel) -> None:
     """Mark a model as quantized, which makes some models run different code."""
     from transformers import PreTrainedModel
 
-    for module in skeleton.modules():
+    for _, module in walk_modules(skeleton):
         if isinstance(module, PreTrainedModel):
             module.config._is_quantized = True
 
@@ -178,7 +184,7 @@ def _find_linears(skeleton: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     left_out = HfQuantizer.get_modules_to_not_convert(
         skeleton, None, list(skeleton._keep_in_fp32_modules or ())
     )
-    for path, module in skeleton.named_modules():
+    for path, module in walk_modules(skeleton):
         is_linear = type(module) is nn.Linear or isinstance(module, Conv1D)
         if is_linear and should_convert_module(path, left_out):
             yield path, module

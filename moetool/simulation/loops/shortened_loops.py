@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import nn
 
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.structure.model_modules import ModelModules
 from moetool.simulation.loops.loop import Loop
 from moetool.simulation.loops.loop_bodies import TORCH_NAMES, LoopBody, find_loop_body
 from moetool.simulation.meta.known_values import KnownValues
@@ -81,7 +81,7 @@ class ShortenedLoops:
     these iterations' own memory is appended.
 
     Args:
-        model: The model, on the meta device.
+        model: The model, on the meta device, or its modules if they are known.
         observer: Records what iterations do.
         known: Knows which values were read. An iteration that reads any may depend on more than
             shapes.
@@ -90,12 +90,12 @@ class ShortenedLoops:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | ModelModules,
         observer: LoopObserver,
         known: KnownValues,
         is_active: Callable[[], bool],
     ) -> None:
-        self._model = model
+        self._modules = ModelModules.of(model)
         self._observer = observer
         self._known = known
         self._is_active = is_active
@@ -103,7 +103,7 @@ class ShortenedLoops:
 
     def __enter__(self) -> Self:
         stand_in = _Ranges(self)
-        for code in find_code(module for _, module in walk_modules(self._model)):
+        for code in find_code(self._modules.by_path.values()):
             if "range" not in vars(code):
                 self._exit.enter_context(replaced(code, {"range": stand_in}))
         return self

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.structure.model_modules import ModelModules
 from moetool.simulation.caches.offloaded import SideStream
 from moetool.simulation.loops.loop import Loop
 from moetool.simulation.loops.shortened_loops import IterationMark
@@ -56,6 +56,7 @@ class AllocationRecorder:
         loops: Iterations of loops that are left out of the events.
 
     Args:
+        model: The model, or its modules if they are known.
         origins: Numbers the places where blocks are born.
         workspace_bytes: Memory that the first matrix product takes and never frees.
         lt_workspace_bytes: Further memory that the first product with a bias takes and never frees.
@@ -68,7 +69,7 @@ class AllocationRecorder:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | ModelModules,
         *,
         origins: Origins,
         workspace_bytes: int = 0,
@@ -89,16 +90,14 @@ class AllocationRecorder:
         self._device = device
         self._find_temporaries = find_temporaries
         self._may_repeat = device == "meta" and find_temporaries is _USUAL_TEMPORARIES
-        self._model = model
-        self._places = Places(model, origins, stream)
+        self._modules = ModelModules.of(model)
+        self._places = Places(self._modules, origins, stream)
         self._repeats = OperationRepeats(self._ledger, self._places, self._workspaces)
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
-        for _, module in walk_modules(self._model):
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None:
-                    self._ledger.leave_out(find_local(tensor))
+        for tensor in self._modules.list_tensors():
+            self._ledger.leave_out(find_local(tensor))
         self._exit.enter_context(self._places)
         repeats = self._repeats if self._may_repeat else None
         self._exit.enter_context(Births(self, repeats))

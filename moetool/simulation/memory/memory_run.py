@@ -29,6 +29,7 @@ from moetool.simulation.meta.generation import StopSimulation, without_data
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
 from moetool.simulation.meta.set_order import going_through_sets_in_order
+from moetool.simulation.repeated.forwards import replacing_forward
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 from moetool.simulation.repeated.repeated_parts import RepeatedParts
 from moetool.simulation.run_options import DEFAULT_BLOCK_BUDGET as DEFAULT_BLOCK_BUDGET
@@ -204,8 +205,9 @@ class MemoryRun:
     ) -> Timeline:
         skeleton, batch_size = self._skeleton, self._options.batch_size
         models, stream = join_models(skeleton, self._assistant), SideStream()
+        modules = self._seen.modules.of(models)
         recorder = AllocationRecorder(
-            models,
+            modules,
             origins=self._seen.origins,
             workspace_bytes=self._options.workspace_bytes,
             lt_workspace_bytes=self._options.lt_workspace_bytes,
@@ -234,7 +236,7 @@ class MemoryRun:
             if not self._is_each_layer_run and self._options.may_repeat_layers:
                 stack.enter_context(
                     RepeatedLayers(
-                        models,
+                        modules,
                         observers=[recorder],
                         outcomes=self._outcomes,
                         parts=RepeatedParts(recorder, known, self._outcomes),
@@ -242,7 +244,7 @@ class MemoryRun:
                     )
                 )
                 if self._assistant is None:
-                    loops = ShortenedLoops(skeleton, recorder, known, lambda: not calls)
+                    loops = ShortenedLoops(modules, recorder, known, lambda: not calls)
                     stack.enter_context(loops)
             stack.enter_context(recorder)
             draft = stack.enter_context(
@@ -304,7 +306,7 @@ def _watching_calls(
 
     A call begins with the draft that it checks, and its cache includes the assistant's. A call after the first `num_calls` raises `_CallsDone`.
     """
-    forward, own = skeleton.forward, vars(skeleton).get("forward")
+    forward = skeleton.forward
 
     @functools.wraps(forward)
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -332,13 +334,8 @@ def _watching_calls(
         )
         return output
 
-    skeleton.forward = watched
-    try:
+    with replacing_forward(skeleton, watched):
         yield
-    finally:
-        del skeleton.forward
-        if own is not None:
-            skeleton.forward = own
 
 
 def _keeping_routing(kept: list[torch.Tensor]) -> Callable[..., None]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from moetool.anatomy.structure.model_modules import KnownModules
 from moetool.simulation.memory.expected_sizes import SeenSizes
 from moetool.simulation.memory.steps.event_table import EventTable, Numbers
 from moetool.simulation.memory.timeline import Origins, Timeline
@@ -55,10 +56,12 @@ class SeenRuns:
     Attributes:
         origins: The places in the model where memory is requested.
         outcomes: What its layers did.
+        modules: The model's modules.
     """
 
     origins: Origins = field(default_factory=Origins)
     outcomes: LayerOutcomes = field(default_factory=LayerOutcomes)
+    modules: KnownModules = field(default_factory=KnownModules)
     # By batch size and what each sequence begins with.
     _generations: dict[tuple[int, GivenTokens], Timeline] = field(default_factory=dict)
     # Those of each batch size by their prompt, and of each prompt by their batch size.
@@ -106,9 +109,14 @@ class SeenRuns:
 
 
 class SeenByOptions:
-    """The runs of one model, apart by whatever else than sizes they depend on."""
+    """The runs of one model, apart by whatever else than sizes they depend on.
+
+    Attributes:
+        modules: The model's modules.
+    """
 
     def __init__(self) -> None:
+        self.modules = KnownModules()
         self._seen: dict[RunOptions, SeenRuns] = {}
         self._found: dict[Hashable, Any] = {}
 
@@ -116,7 +124,7 @@ class SeenByOptions:
         """Return the runs on the same terms; None if generations depend on more than sizes."""
         if not options.is_led_by_sizes:
             return None
-        return self._seen.setdefault(replace(options, batch_size=1), SeenRuns())
+        return self._seen.setdefault(replace(options, batch_size=1), SeenRuns(modules=self.modules))
 
     def find_once(self, key: Hashable, find: Callable[[], _Found]) -> _Found:
         """Return what was found before, or find it now.

@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.structure.model_modules import ModelModules
 
 # Attributes by which a layer finds its slot in the cache. Equal layers differ in them.
 _INDEX_NAMES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number"})
@@ -119,17 +119,26 @@ class Fingerprints:
             return self.of_value(instance)
         return (type(instance), self.of_value(vars(instance)))
 
-    def of_layer(self, layer: nn.Module) -> OfLayer:
+    def of_layer(self, layer: ModelModules) -> OfLayer:
         """Return the fingerprint of a layer: its modules and all they hold except their index."""
         first = min(find_layer_indices(layer), default=0)
-        return tuple((path, self._of_module(module, first)) for path, module in walk_modules(layer))
+        return tuple(
+            (path, self._of_module(module, first)) for path, module in layer.by_path.items()
+        )
 
     def _of_module(self, module: nn.Module, first_index: int) -> _OfModule:
         held: list[tuple[Holding, str, Hashable]] = []
         by_layer: list[Hashable] = []
-        for holding, values in list_holdings(module).items():
-            for name, value in values.items():
-                if _is_index(name, value):
+        attributes = vars(module)
+        for holding, names in (
+            (Holding.ATTRIBUTES, _find_own(tuple(attributes))),
+            (Holding.PARAMETERS, module._parameters),
+            (Holding.BUFFERS, module._buffers),
+        ):
+            values = holding.find_in(module)
+            for name in names:
+                value = values[name]
+                if name in _INDEX_NAMES and isinstance(value, int):
                     # A layer with two attentions has two indices, of which the difference matters.
                     held.append((holding, name, value - first_index))
                     continue
@@ -155,12 +164,21 @@ class Fingerprints:
 
 def list_holdings(module: nn.Module) -> dict[Holding, dict[str, Any]]:
     """Return the values that a module itself holds and that bear on its work."""
-    attributes = {name: value for name, value in vars(module).items() if name not in _SAYS_NOTHING}
+    attributes = vars(module)
     return {
-        Holding.ATTRIBUTES: attributes,
+        Holding.ATTRIBUTES: {name: attributes[name] for name in _find_own(tuple(attributes))},
         Holding.PARAMETERS: dict(module._parameters),
         Holding.BUFFERS: dict(module._buffers),
     }
+
+
+@functools.cache
+def _find_own(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of a module's attributes that bear on its work.
+
+    Looked up once for each set of attributes: a large model has thousands of modules, and few sets.
+    """
+    return tuple(name for name in names if name not in _SAYS_NOTHING)
 
 
 def find_differences(before: OfLayer, after: OfLayer) -> list[Difference] | None:
@@ -178,14 +196,16 @@ def find_differences(before: OfLayer, after: OfLayer) -> list[Difference] | None
     return found
 
 
-def find_layer_indices(layer: nn.Module) -> tuple[int, ...]:
+def find_layer_indices(layer: ModelModules) -> tuple[int, ...]:
     """Return the layer indices that a layer's modules carry, in ascending order."""
     found = {
         value
-        for _, module in walk_modules(layer)
-        for name in _INDEX_NAMES & vars(module).keys()
-        for value in [vars(module)[name]]
-        if _is_index(name, value)
+        for attributes in map(vars, layer.by_path.values())
+        # Most modules have none.
+        if not _INDEX_NAMES.isdisjoint(attributes)
+        for name in _INDEX_NAMES
+        for value in [attributes.get(name)]
+        if isinstance(value, int)
     }
     return tuple(sorted(found))
 
@@ -217,10 +237,6 @@ def _find_base(kind: type) -> Any:
     Looked up once for each class: some of them are abstract, and take long to say.
     """
     return next((base for base in _BASES if issubclass(kind, base)), None)
-
-
-def _is_index(name: str, value: object) -> bool:
-    return name in _INDEX_NAMES and isinstance(value, int)
 
 
 def _find_entry(value: Any, index: int, *, num_layers: int) -> object:

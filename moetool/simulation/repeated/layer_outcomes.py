@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from moetool.anatomy.structure.model_modules import KnownModules, ModelModules
 from moetool.simulation.repeated.cache_slots import SlotTemplates
 from moetool.simulation.repeated.fingerprints import Fingerprints, OfLayer, find_layer_indices
 from moetool.simulation.repeated.module_changes import ModuleChanges
@@ -65,6 +66,7 @@ class LayerOutcomes:
         self._fingerprint_of: list[OfLayer] = []
         self._kind_at_start: dict[str, int] = {}
         self._indices: dict[str, tuple[int, ...]] = {}
+        self._modules: dict[str, KnownModules] = {}
 
     def find(self, key: Hashable) -> Outcome | None:
         """Return the outcome of a call like the one that a key describes."""
@@ -77,14 +79,21 @@ class LayerOutcomes:
     def find_indices(self, layer: Layer) -> tuple[int, ...]:
         """Return the layer indices that a layer's modules carry."""
         if layer.path not in self._indices:
-            self._indices[layer.path] = find_layer_indices(layer.module)
+            self._indices[layer.path] = find_layer_indices(self.find_modules(layer))
         return self._indices[layer.path]
+
+    def find_modules(self, layer: Layer) -> ModelModules:
+        """Return the modules of a layer as they are now."""
+        return self._modules.setdefault(layer.path, KnownModules()).of(layer.module)
+
+    def describe(self, layer: Layer) -> OfLayer:
+        """Return the fingerprint of a layer as it is now."""
+        return self.fingerprints.of_layer(self.find_modules(layer))
 
     def find_kind_at_start(self, layer: Layer) -> int:
         """Return the kind of a layer that has not run yet."""
         if layer.path not in self._kind_at_start:
-            fingerprint = self.fingerprints.of_layer(layer.module)
-            self._kind_at_start[layer.path] = self.find_kind(fingerprint)
+            self._kind_at_start[layer.path] = self.find_kind(self.describe(layer))
         return self._kind_at_start[layer.path]
 
     def forget_kind_at_start(self, layer: Layer) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.structure.model_modules import ModelModules
 from moetool.simulation.repeated.fingerprints import Difference, Holding, list_holdings
 from moetool.simulation.repeated.templates import StandIns, TemplateMaker
 
@@ -107,7 +107,7 @@ class LayerState:
 
     def __init__(
         self,
-        layer: nn.Module,
+        layer: ModelModules,
         *,
         paths: Collection[str] | None = None,
         changed: Collection[nn.Module] = (),
@@ -116,7 +116,7 @@ class LayerState:
             path: _ModuleState(
                 module, _remember(module, is_original=module not in changed), module not in changed
             )
-            for path, module in walk_modules(layer)
+            for path, module in layer.by_path.items()
             if paths is None or path in paths
         }
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.structure.model_modules import ModelModules
 from moetool.simulation.repeated.cache_slots import CacheSlots, SlotTemplates
 from moetool.simulation.repeated.fingerprints import find_differences, is_transparent
 from moetool.simulation.repeated.forwards import replacing_forward
@@ -42,7 +42,7 @@ class RepeatedLayers:
         num_repeated: Calls of layers that were the same as an earlier one.
 
     Args:
-        model: The model, on the meta device.
+        model: The model, on the meta device, or its modules if they are known.
         observers: Observers of the layers, run or not.
         outcomes: Outcomes of earlier runs; None to start without any.
         parts: Repeats parts of the layers that run; None to run them whole.
@@ -62,7 +62,7 @@ class RepeatedLayers:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | ModelModules,
         *,
         observers: Sequence[LayerObserver],
         outcomes: LayerOutcomes | None = None,
@@ -71,7 +71,7 @@ class RepeatedLayers:
     ) -> None:
         self.num_run = 0
         self.num_repeated = 0
-        self._model = model
+        self._modules = ModelModules.of(model)
         self._observers = observers
         self._parts = parts
         self._on_layer = on_layer
@@ -84,13 +84,8 @@ class RepeatedLayers:
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
-        layers = list(_find_layers(self._model))
-        wanted = {id(module) for module in layers}
-        paths = {
-            id(module): path for path, module in walk_modules(self._model) if id(module) in wanted
-        }
-        for module in layers:
-            layer = Layer(paths[id(module)], module, module.forward)
+        for module in _find_layers(self._modules.model):
+            layer = Layer(self._modules.path_by_id[id(module)], module, module.forward)
             self._exit.enter_context(replacing_forward(module, self._stand_in_for(layer)))
         return self
 
@@ -140,17 +135,18 @@ class RepeatedLayers:
             self._kinds[layer.path] = self._outcomes.find_kind_at_start(layer)
         kind = self._kinds[layer.path]
         if kind is None:
-            kind = self._outcomes.find_kind(self._fingerprints.of_layer(layer.module))
+            kind = self._outcomes.find_kind(self._outcomes.describe(layer))
             self._kinds[layer.path] = kind
         return kind
 
     def _run_undescribed(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a layer without looking at its changes. They are undone at the end."""
         self.num_run += 1
+        modules = self._outcomes.find_modules(layer)
         unchanged = {
-            path for path, module in walk_modules(layer.module) if module not in self._changed
+            path for path, module in modules.by_path.items() if module not in self._changed
         }
-        self._restore_at_end(layer, LayerState(layer.module, paths=unchanged))
+        self._restore_at_end(layer, LayerState(modules, paths=unchanged))
         self._lose_kind(layer)
         return layer.forward(*args, **kwargs)
 
@@ -193,7 +189,7 @@ class RepeatedLayers:
             )
 
         before = describe_surroundings()
-        state = LayerState(layer.module, changed=self._changed)
+        state = LayerState(self._outcomes.find_modules(layer), changed=self._changed)
         # The tensors in the layer's slot die while it runs: no reference here may keep them alive.
         marks = [
             observer.begin_layer(_visit(layer, given, slot=slot)) for observer in self._observers
@@ -230,7 +226,7 @@ class RepeatedLayers:
         The changes are None if they have no template. They are undone at the end.
         """
         before = self._outcomes.fingerprint_of(kind)
-        after = self._fingerprints.of_layer(layer.module)
+        after = self._outcomes.describe(layer)
         replaced = state.find_replaced()
         if after == before and not replaced:
             return kind, NO_CHANGES
@@ -257,7 +253,8 @@ class RepeatedLayers:
         """Return stand-ins for the result of a layer that does the same as an earlier one."""
         stand_ins = StandIns(given)
         if paths := outcome.changes.paths:
-            state = LayerState(layer.module, paths=paths, changed=self._changed)
+            modules = self._outcomes.find_modules(layer)
+            state = LayerState(modules, paths=paths, changed=self._changed)
             self._restore_at_end(layer, state)
         with ExitStack() as stack:
             for observer, done in zip(self._observers, outcome.done, strict=True):

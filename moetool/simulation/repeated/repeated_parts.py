@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.walk import is_called, join_path, walk_modules
+from moetool.anatomy.structure.model_modules import ModelModules
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.layouts import is_plain, read_layout
 from moetool.simulation.repeated.cache_slots import SlotTemplates
@@ -99,14 +100,15 @@ class RepeatedParts:
         ):
             return self._run(part, args, kwargs)
         visit = LayerVisit(part.layer_path, tensors)
-        fingerprint = self._fingerprints.of_layer(part.module)
+        modules = ModelModules(part.module)
+        fingerprint = self._fingerprints.of_layer(modules)
         described = self._fingerprints.of_value((args, kwargs))
         kind = self._outcomes.find_kind(fingerprint)
         key = ("part", part.path, kind, described, self._observer.describe(visit))
         outcome = self._outcomes.find(key)
         if outcome is not None and self._observer.can_repeat_part(outcome.done[0]):
             return self._repeat(outcome, visit, given)
-        maker, state = TemplateMaker(given), _mark_state(part.module)
+        maker, state = TemplateMaker(given), _mark_state(modules)
         mark, num_reads = self._observer.begin_part(visit), self._known.num_reads
         try:
             result = self._run(part, args, kwargs)
@@ -121,7 +123,7 @@ class RepeatedParts:
             and self._known.num_reads == num_reads
             and self._are_new(maker.made)
             and self._fingerprints.of_value((args, kwargs)) == described
-            and self._fingerprints.of_layer(part.module) == fingerprint
+            and self._fingerprints.of_layer(ModelModules(part.module)) == fingerprint
             and not state.find_replaced()
         ):
             outcome = Outcome(template, SlotTemplates(), NO_CHANGES, kind, (done,))
@@ -162,6 +164,6 @@ def _is_part(module: nn.Module) -> bool:
     return len(list(islice(walk_modules(module), _MOST_MODULES + 1))) <= _MOST_MODULES
 
 
-def _mark_state(module: nn.Module) -> LayerState:
-    """Return the state of a module, without keeping its tensors alive."""
-    return LayerState(module, changed={each for _, each in walk_modules(module)})
+def _mark_state(modules: ModelModules) -> LayerState:
+    """Return the state of modules, without keeping their tensors alive."""
+    return LayerState(modules, changed=set(modules.by_path.values()))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.anatomy.skeleton.build import build_whole_skeleton
 from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
+from moetool.anatomy.structure.model_modules import ModelModules
 from moetool.catalogue.published import read_published_config
 from moetool.checkpoint.config import make_config
 from moetool.errors import UsageError
@@ -175,7 +176,7 @@ def test_layers_alike_are_still_seen_to_be(quantization: Quantization) -> None:
 
     fingerprints = Fingerprints()
     layers: Any = skeleton.get_submodule("model.layers")
-    first, second = (fingerprints.of_layer(layer) for layer in layers[:2])
+    first, second = (fingerprints.of_layer(ModelModules(layer)) for layer in layers[:2])
     assert first == second
 
 

@@ -23,7 +23,7 @@ def find_other_experts(
         experts: Paths of their experts.
     """
     closed = set(blocks) - {""}
-    parts = {id(part) for path in closed for part in model.get_submodule(path).modules()}
+    parts = {id(part) for path in closed for _, part in walk_modules(model.get_submodule(path))}
     for path, module in walk_modules(model, closed=closed):
         if not path or id(module) in parts or not _holds_experts(path, module):
             continue

@@ -9,7 +9,7 @@ from typing import Self
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.structure.model_modules import ModelModules
 from moetool.simulation.caches.offloaded import SideStream
 from moetool.simulation.memory.timeline import Origins
 
@@ -21,16 +21,16 @@ class Places:
         layer: The path of the layer that runs; empty outside layers.
 
     Args:
-        model: The model whose modules are followed.
+        modules: The modules that are followed.
         origins: Numbers the places where blocks are born.
         stream: A stream other than the model's, on which some operations run.
     """
 
-    def __init__(self, model: nn.Module, origins: Origins, stream: SideStream | None) -> None:
+    def __init__(self, modules: ModelModules, origins: Origins, stream: SideStream | None) -> None:
         self.layer = ""
         self._origins = origins
         self._stream = stream
-        self._paths = {id(module): path for path, module in walk_modules(model)}
+        self._paths = modules.path_by_id
         self._entered: list[str] = [""]
         # Asking `Origins` means making and hashing an `Origin` for each birth.
         self._numbers: dict[tuple[str, str, str, bool], int] = {}
