@@ -150,13 +150,8 @@ class ShortenedLoops:
             or not body.self_use.is_straight(module)
         ):
             return None
-        known = [
-            self._known.find_value(value) if isinstance(value, torch.Tensor) else value
-            for value in (rows, *given)
-        ]
-        if not all(isinstance(value, (torch.Tensor, *_PLAIN)) for value in known) or None in map(
-            type, known
-        ):
+        known = self._find_known((rows, *given))
+        if known is None:
             return None
         foretold = body.foretell(known[0], known[1:], module)
         ends: list[int] = []
@@ -164,6 +159,16 @@ class ShortenedLoops:
             num_alike = len(list(alike))
             ends += [len(ends) + num_alike] * num_alike
         return _Iterations(frame, body, values, ends, [each.num_reads for each in foretold])
+
+    def _find_known(self, values: Iterable[object]) -> list[Any] | None:
+        """Return plain values, and those of tensors on the CPU; None if any is something else."""
+        found: list[Any] = []
+        for value in values:
+            known = self._known.find_value(value) if isinstance(value, torch.Tensor) else value
+            if not isinstance(known, torch.Tensor if known is not value else _PLAIN):
+                return None
+            found.append(known)
+        return found
 
     def _shorten(self, iterations: _Iterations) -> Iterator[Any]:
         frame, body, values = iterations.frame, iterations.body, iterations.values
