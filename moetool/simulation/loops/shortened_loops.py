@@ -308,11 +308,11 @@ def _find_values(frame: FrameType, names: Iterable[str]) -> list[Any]:
 
 def _stand_in_for_rows(loops: ShortenedLoops, codes: set[str]) -> Callable[..., Any]:
     """Return what stands for going through a tensor's rows, in the Python modules of a model."""
-    iterate = torch.Tensor.__iter__
+    iterate: Any = torch.Tensor.__iter__
 
     def iterate_rows(rows: torch.Tensor) -> Iterator[torch.Tensor]:
         frame = sys._getframe(1)
-        values = iterate(rows)
+        values: Iterator[torch.Tensor] = iterate(rows)
         if not rows.is_meta or frame.f_globals.get("__name__") not in codes:
             return values
         return loops.iterate_rows(rows, tuple(values), frame)

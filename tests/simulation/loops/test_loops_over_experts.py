@@ -59,7 +59,8 @@ class Experts(nn.Module):
         return final
 
     def gate(self, current: torch.Tensor) -> torch.Tensor:
-        return self.activation(current) * current
+        activated: torch.Tensor = self.activation(current)
+        return activated * current
 
 
 class ListingExperts(Experts):

@@ -177,7 +177,7 @@ class Called(nn.Module):
         self.hooked.register_forward_hook(lambda *_: None)
         self.branching = nn.MultiheadAttention(4, 1)
         self.replaced = nn.SiLU()
-        self.replaced.forward = lambda value: value
+        vars(self.replaced)["forward"] = abs
         self.held = lambda value: value
 
     @property
@@ -203,7 +203,7 @@ class Called(nn.Module):
         return states
 
     def look_up(self, states: Any) -> Any:
-        return states * NOT_KNOWN  # type: ignore[operator]
+        return states * NOT_KNOWN
 
     @torch.no_grad()
     def decorated(self, states: Any) -> Any:

@@ -44,6 +44,17 @@ class GrowingScan(nn.Module):
         return state
 
 
+class CountingScan(nn.Module):
+    """Counts its iterations in a tensor, and makes as many numbers in the end."""
+
+    def forward(self, rows: torch.Tensor, state: torch.Tensor) -> Any:
+        count = torch.zeros((), dtype=torch.long, device=rows.device)
+        for index in range(len(rows)):
+            state = state @ rows[index]
+            count = count + 1
+        return state.new_empty(int(count))
+
+
 class ListingScan(nn.Module):
     """Keeps what each iteration made in lists, some of it in the state that it goes on with."""
 
@@ -103,6 +114,7 @@ def test_iterations_left_out_are_those_that_would_have_run() -> None:
     ("kind", "is_whole"),
     [
         (GrowingScan, True),
+        (CountingScan, True),
         (ChangingScan, True),
         (GivenScan, True),
         (ListingScan, False),
