@@ -11,8 +11,9 @@ from torch import nn
 
 from moetool.memory.simulated.work import measure_work
 from moetool.simulation.loops.row_bodies import find_row_loop_body
-from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.replay.memory_replay import replay_timeline
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.steps.unrolled_loops import unroll_whole
 from tests.families.tiny.models import build_family
 from tests.simulation.loops.recorded_loops import Count, find_first_line, name_events, record
