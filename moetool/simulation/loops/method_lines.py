@@ -66,7 +66,7 @@ class MethodLine(StraightLine):
 
     @property
     def self_use(self) -> SelfUse:
-        """What they use of `self`."""
+        """Attributes of `self` that they use."""
         return SelfUse(frozenset(self._attributes), frozenset(self._called))
 
     def _read_expression(self, node: ast.expr) -> bool:

@@ -32,7 +32,7 @@ from moetool.simulation.loops.straight_lines import TORCH_NAMES, parse
 
 
 class Foretold(NamedTuple):
-    """What is known of an iteration before it runs.
+    """Facts about an iteration that are known before it runs.
 
     Attributes:
         chosen: The layouts of the tensors that it chooses; None if it chooses to do nothing.

@@ -70,7 +70,7 @@ class StraightLine:
         """Return whether a statement is of the known kinds, and note what it uses."""
         if isinstance(node, ast.Assign):
             return all(map(self._read_target, node.targets)) and self._read(node.value)
-        if isinstance(node, ast.AugAssign):
+        if isinstance(node, ast.AugAssign | ast.AnnAssign) and node.value is not None:
             return self._read_target(node.target) and self._read(node.value)
         return isinstance(node, ast.Expr) and self._read_expression(node.value)
 

@@ -162,7 +162,7 @@ class CallingExperts(Experts):
 def test_experts_left_out_are_those_that_would_have_run(
     num_rows: int, num_left_out: list[int]
 ) -> None:
-    """Of those that get the same number of tokens, the last one runs, and three or two before."""
+    """Three or two run of those that get the same number of tokens, and the last of them."""
     short = record(Experts(), is_shortened=True, num_rows=num_rows)
     whole = record(Experts(), is_shortened=False, num_rows=num_rows)
     assert [loop.num_left_out for loop in short.loops] == num_left_out
