@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
 from moetool.simulation.memory.allocator.pools import Pool
 from moetool.simulation.memory.allocator.steady_pool import Requests, SteadyPool
-from moetool.simulation.memory.memory_replay import replay_timeline
+from moetool.simulation.memory.replay.memory_replay import replay_timeline
 from moetool.simulation.memory.timeline import Call, Event, Origin, Timeline
 
 MIB = 2**20
