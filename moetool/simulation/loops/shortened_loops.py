@@ -94,7 +94,7 @@ class ShortenedLoops:
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
-        codes = list(find_code(self._modules.by_path.values()))
+        codes = find_code(self._modules.by_path.values())
         stand_in = _Ranges(self)
         for code in codes:
             if "range" not in vars(code):
