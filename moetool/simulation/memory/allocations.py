@@ -188,7 +188,7 @@ class AllocationRecorder:
         events = EventLog()
         # For each number of events since the mark, the number of those kept for other layers.
         num_own: list[int] = []
-        for block, num_bytes, origin in self.events[mark.num_events :]:
+        for block, num_bytes, origin in zip(*self.events.cut(mark.num_events), strict=True):
             num_own.append(len(events))
             if block in workspaces:
                 continue

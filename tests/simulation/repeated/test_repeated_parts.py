@@ -152,7 +152,7 @@ def return_two_views_of_what_it_made(_: Block, projected: torch.Tensor, __: torc
 
 
 def return_parameter(block: Block, *_: torch.Tensor) -> Any:
-    return block.projections[0].weight.unsqueeze(0)
+    return block.projections[0].get_parameter("weight").unsqueeze(0)
 
 
 def keep_what_it_made(block: Block, projected: torch.Tensor, __: torch.Tensor) -> Any:

@@ -71,13 +71,14 @@ class OperationRepeats:
         if len(self._workspaces.taken) != mark.num_workspaces:
             return None
         first = mark.num_blocks
+        since = self._ledger.events.cut(mark.num_events)
         events = [
             OperationEvent(
                 block - first,
                 num_bytes,
                 self._places.find_operation(origin) if num_bytes >= 0 else "",
             )
-            for block, num_bytes, origin in self._ledger.events[mark.num_events :]
+            for block, num_bytes, origin in zip(*since, strict=True)
         ]
         needs = self._workspaces.needs[mark.num_needs :]
 
