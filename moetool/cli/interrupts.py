@@ -8,16 +8,15 @@ SIGTERM, by which schedulers and launchers end a process, is handled as a Ctrl-C
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from moetool.process.reminders import is_on_its_way, remind
 from moetool.tracing.processes.environment import is_first_of_host
 
 INTERRUPTED = 130
@@ -28,8 +27,6 @@ HINT_IF_NOTHING_LEFT = "Run the same command again; this one wrote no file."
 
 # After this many, the user does not want to wait for anything to be saved.
 _PATIENCE = 3
-# Libraries catch every exception while they try imports, so a single interrupt may be lost.
-_REMINDER_S = 0.2
 
 
 class _State:
@@ -106,7 +103,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     del number, frame
     if _State.is_reminder:
         _State.is_reminder = False
-        if _State.is_in_command and not _is_on_its_way(sys.exc_info()[1]):
+        if _State.is_in_command and not is_on_its_way(sys.exc_info()[1]):
             raise KeyboardInterrupt
         return
     if _State.is_over and not was_interrupted():
@@ -115,8 +112,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if not (_State.is_in_command or _State.is_over) or _State.num_received >= _PATIENCE:
         _leave()
     if _State.num_received == 1:
-        # Not through `threading`, whose locks the interrupted code may hold.
-        _thread.start_new_thread(_remind, ())
+        remind(_prepare_reminder)
         raise KeyboardInterrupt
 
 
@@ -129,21 +125,11 @@ def _leave() -> NoReturn:
     os._exit(INTERRUPTED)
 
 
-def _remind() -> None:
-    """Interrupt the command repeatedly, until an interrupt gets through."""
-    while True:
-        time.sleep(_REMINDER_S)
-        if not _State.is_in_command:
-            return
+def _prepare_reminder() -> bool:
+    """Mark the next signal as a reminder; return whether there is a command to interrupt."""
+    if _State.is_in_command:
         _State.is_reminder = True
-        _thread.interrupt_main()
-
-
-def _is_on_its_way(error: BaseException | None) -> bool:
-    """Return whether an interrupt, or an exception caused by it, is being handled."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
+    return _State.is_in_command
 
 
 def _ignore_interrupts(unraisable: sys.UnraisableHookArgs) -> None:

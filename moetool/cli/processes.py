@@ -13,6 +13,7 @@ import typer
 
 from moetool.cli.errors import DONE, OUTPUT_ERRNOS
 from moetool.cli.interrupts import INTERRUPTED, say_once
+from moetool.cli.options.route_trace.several import check_copies
 from moetool.errors import MoetoolError, OutOfMemoryError, UsageError
 from moetool.process.quiet import hide_download_bars
 from moetool.tracing.processes.processes import Processes, find_processes
@@ -80,7 +81,7 @@ def join_processes(step: Callable[[str], None], *, has_file: bool) -> None:
             hint="Write them to a file, and name it with --prompts.",
         )
     if arguments["parallel"] is None:
-        _check_shareable(arguments, number=f"{processes.number} processes", has_file=has_file)
+        check_copies(arguments, number=f"{processes.number} processes", has_file=has_file)
     step("waiting for the other processes")
     processes.agree(
         {
@@ -88,23 +89,6 @@ def join_processes(step: Callable[[str], None], *, has_file: bool) -> None:
             for name, value in arguments.items()
         }
     )
-
-
-def _check_shareable(arguments: Mapping[str, object], *, number: str, has_file: bool) -> None:
-    if arguments["device_map"] is not None:
-        raise UsageError(
-            f"With a device map, each of {number} would spread the model over all GPUs.",
-            hint="Leave out --device-map, or start one process.",
-        )
-    if arguments["device"] not in (None, "cpu"):
-        raise UsageError(
-            f"--device {arguments['device']} names one device, and each of {number} takes another.",
-            hint="Leave out --device, and choose GPUs with CUDA_VISIBLE_DEVICES.",
-        )
-    if not has_file:
-        raise UsageError(
-            f"The rows of {number} can only go to a file.", hint="Add -o trace.parquet."
-        )
 
 
 def _show(value: object) -> object:

@@ -15,7 +15,7 @@ from moetool.memory.simulated.routing_modules import find_routing_modules
 from moetool.memory.simulated.runs import make_run_options
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.process.garbage import seldom_collected
-from moetool.simulation.memory.allocator.weights import allocate_weights
+from moetool.simulation.memory.allocator.weights import ReservedAtOnce, allocate_weights
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.memory.long_generation import simulate_generation
 from moetool.simulation.memory.memory_run import MemoryRun
@@ -85,7 +85,7 @@ def run_by_device_map(
     devices = DeviceOfPath(device_map)
     runs = []
     for device in range(num_gpus):
-        weight_bytes = list_weight_bytes_on(skeleton, devices, device)
+        weight_bytes = ReservedAtOnce(list_weight_bytes_on(skeleton, devices, device))
         own = part_by_device(
             timeline,
             devices,
@@ -107,11 +107,13 @@ def run_by_device_map(
     return runs
 
 
-def _replay(timeline: Timeline, weight_bytes: list[int], capacity: int | None) -> MemoryProfile:
+def _replay(
+    timeline: Timeline, weight_bytes: ReservedAtOnce, capacity: int | None
+) -> MemoryProfile:
     return replay_timeline(timeline, weight_bytes=weight_bytes, capacity_bytes=capacity)
 
 
-def _hold(weight_bytes: list[int], capacity: int | None) -> MemoryProfile:
+def _hold(weight_bytes: ReservedAtOnce, capacity: int | None) -> MemoryProfile:
     """Return the memory of a GPU on which nothing runs."""
     allocator = allocate_weights(weight_bytes, capacity_bytes=capacity)
     allocated_bytes = allocator.allocated_bytes

@@ -52,9 +52,16 @@ CHOSEN = [
     *(run for run in TWO if run.way != "data" and run.batch_size != 16),
     *(run for run in IN_FP8 if run.batch_size == 4),
     *(run for run in FOUR if run.batch_size == 4),
-    # Of 32 ranks, 3 MiB that torch's allocator places differently are up to 0.9 % of the peak.
     *(run for run in RANKS if run.batch_size == 2 and 4 < run.num_gpus < 32),
+    # The smallest peaks of 32 ranks are too small for MiBs that depend on threads while loading.
+    *(run for run in RANKS if run.batch_size == 4 and run.num_gpus == 32),
 ]
+# No experts are stacked on the GPU while they load, and routing does not matter.
+EXACT = {
+    run
+    for run in CHOSEN
+    if run.num_gpus >= 8 and run.way == "tensor" and not run.geometry.startswith("Mixtral")
+}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +73,16 @@ def test_gpus_showed_the_same_peaks(run: Run) -> None:
     assert [line["rank"] for line in measured] == [*range(len(peaks))]
     for line in measured:
         peak = line["peak_allocated_bytes"]
-        assert abs(peaks[line["rank"]] - peak) <= _TOLERANCE * peak
+        tolerance = 0 if run in EXACT else _TOLERANCE
+        assert abs(peaks[line["rank"]] - peak) <= tolerance * peak
+
+
+def test_tensor_parallel_ranks_are_met_to_the_byte() -> None:
+    assert {run.geometry.split(",")[0] for run in EXACT} == {
+        "DeepSeek-V2-Lite",
+        "gpt-oss-20b",
+        "moonlight-16b-a3b",
+    }
 
 
 def test_the_last_of_four_gpus_needs_more_for_a_shorter_part_of_the_vocabulary() -> None:
@@ -76,8 +92,8 @@ def test_the_last_of_four_gpus_needs_more_for_a_shorter_part_of_the_vocabulary()
     *same, longest = simulate(run, first=FOUR[run][0])
     assert len({*others}) == len({*same}) == 1
     # Its part of the logits, padded; torch's allocator may leave 1 MiB of a block unused.
-    assert longest - same[0] == 2 * 512 * 8001 * 2
-    assert abs((longest - same[0]) - (last - others[0])) < 2**20
+    assert longest - same[0] == last - others[0]
+    assert abs(longest - same[0] - 2 * 512 * 8001 * 2) < 2**20
 
 
 def test_ranks_that_run_alone_show_what_whole_runs_show() -> None:

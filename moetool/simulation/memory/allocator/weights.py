@@ -11,12 +11,22 @@ from moetool.simulation.memory.allocator.caching_allocator import CachingAllocat
 _NUM_MODELS_KEPT = 8
 
 
+class ReservedAtOnce(tuple[int, ...]):
+    """Sizes of weights for which memory is reserved at once, before any of them is allocated.
+
+    That is how `from_pretrained` loads them onto GPUs, each rank its shards
+    (`caching_allocator_warmup`): so they lie without gaps, where weights that are allocated one after
+    another get up to 1 MiB too much each.
+    """
+
+
 def allocate_weights(
     weight_bytes: Sequence[int], *, capacity_bytes: int | None = None
 ) -> CachingAllocator:
     """Return an allocator after weights were loaded, and unused memory reserved for that released.
 
-    The weights are allocated one after another. Its peaks are those since then.
+    The weights are allocated one after another, in memory reserved before if they are
+    `ReservedAtOnce` and it suffices. Its peaks are those since then.
 
     Args:
         weight_bytes: Sizes of the storages.
@@ -25,15 +35,21 @@ def allocate_weights(
     Raises:
         DeviceFullError: The weights don't fit within the limit.
     """
-    loaded, loading_bytes = _load_without_limit(tuple(weight_bytes))
+    is_reserved = isinstance(weight_bytes, ReservedAtOnce)
+    loaded, loading_bytes = _load_without_limit(tuple(weight_bytes), is_reserved)
     if capacity_bytes is None or loading_bytes <= capacity_bytes:
         return loaded.fork(capacity_bytes=capacity_bytes)
     return _load(weight_bytes, CachingAllocator(capacity_bytes=capacity_bytes))[0]
 
 
 @lru_cache(maxsize=_NUM_MODELS_KEPT)
-def _load_without_limit(weight_bytes: tuple[int, ...]) -> tuple[CachingAllocator, int]:
-    return _load(weight_bytes, CachingAllocator())
+def _load_without_limit(
+    weight_bytes: tuple[int, ...], is_reserved: bool
+) -> tuple[CachingAllocator, int]:
+    allocator = CachingAllocator()
+    if is_reserved and any(weight_bytes):
+        allocator.free(allocator.allocate(sum(weight_bytes)))
+    return _load(weight_bytes, allocator)
 
 
 def _load(weight_bytes: Sequence[int], allocator: CachingAllocator) -> tuple[CachingAllocator, int]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator, DeviceFullError
-from moetool.simulation.memory.allocator.weights import allocate_weights
+from moetool.simulation.memory.allocator.weights import ReservedAtOnce, allocate_weights
 from tests.simulation.memory.allocator.naive_allocator import MIB, figures
 
 SIZES = st.lists(
@@ -59,3 +59,23 @@ def test_runs_after_them_take_what_they_take_otherwise(
                     assert handle is not None
                     allocator.free(handle)
             assert figures(found) == figures(expected)
+
+
+def test_weights_whose_memory_was_reserved_at_once_lie_without_gaps() -> None:
+    sizes = [11 * MIB, 5000, 23 * MIB, 12 * MIB, 600]
+    together = 46 * MIB + 5120 + 1024
+    found = allocate_weights(ReservedAtOnce(sizes))
+    assert found.allocated_bytes == together
+    # Alone, a block of 11 MiB gets a segment of 12, whose rest is too small to be another one.
+    assert allocate_weights(sizes).allocated_bytes == together + 2 * MIB
+    limited = allocate_weights(ReservedAtOnce(sizes), capacity_bytes=50 * MIB)
+    assert limited.allocated_bytes == together
+    assert limited.peak_reserved_bytes <= 50 * MIB
+
+
+@given(SIZES)
+def test_memory_that_suffices_for_all_is_reserved_once(weight_bytes: list[int]) -> None:
+    found = allocate_weights(ReservedAtOnce(weight_bytes))
+    rounded = sum(-(-num_bytes // 512) * 512 for num_bytes in weight_bytes)
+    # The last block takes the rest if that is too small for another one.
+    assert rounded <= found.allocated_bytes <= rounded + MIB
