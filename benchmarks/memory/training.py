@@ -247,7 +247,7 @@ def simulate_line(line: Mapping[str, Any]) -> Any:
     from moetool.memory.gpu_overhead import find_workspace_bytes
     from moetool.memory.training.adapted_layers import find_adapted_layers
     from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
-    from moetool.simulation.memory.memory_replay import list_weight_bytes
+    from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
     from moetool.simulation.training.adapters import adapted
     from moetool.simulation.training.optimizer_kinds import Optimizer
     from moetool.simulation.training.training_replay import replay_training

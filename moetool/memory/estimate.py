@@ -30,7 +30,9 @@ from moetool.memory.serving.deployment import choose_default_way
 from moetool.memory.serving.serve import refuse_sharing, serve_model
 from moetool.memory.unsimulated.reported import estimate_reported, refuse_for_reported
 from moetool.memory.unsimulated.tpu import estimate_on_tpu, refuse_on_tpu
+from moetool.process.cores import count_cores
 from moetool.process.quiet import quiet_transformers
+from moetool.simulation.memory.replay.second_process import SecondProcess
 
 
 def estimate_memory(
@@ -84,21 +86,23 @@ def estimate_memory(
         UntraceableError: This transformers has no class for the model.
         UsageError: A scenario is not possible with this model, or the GPU is unknown.
     """
-    return estimate_part(
-        model,
-        scenarios,
-        slice(None),
-        clipped_sizes=clipped_sizes,
-        gpu=gpu,
-        trace=trace,
-        measure=measure,
-        serving=serving,
-        parallel=parallel,
-        num_nodes=num_nodes,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        on_progress=on_progress,
-    )
+    with SecondProcess() as second:
+        return estimate_part(
+            model,
+            scenarios,
+            slice(None),
+            clipped_sizes=clipped_sizes,
+            gpu=gpu,
+            trace=trace,
+            measure=measure,
+            serving=serving,
+            parallel=parallel,
+            num_nodes=num_nodes,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            on_progress=on_progress,
+            second=second if count_cores() > 1 else None,
+        )
 
 
 @quiet_transformers()
@@ -117,6 +121,7 @@ def estimate_part(
     revision: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
+    second: SecondProcess | None = None,
 ) -> list[Estimate]:
     """Return the estimates of some of several scenarios, after all of them have been checked.
 
@@ -125,6 +130,7 @@ def estimate_part(
 
     Args:
         part: The scenarios to estimate, by their positions.
+        second: The process that replays long runs; None to replay all in this one.
     """
     if clipped_sizes is None:
         clipped_sizes = SIZES_IN_CONTEXT if scenarios is None else ()
@@ -194,7 +200,9 @@ def estimate_part(
             refuse_sharing(loader.load(scenario), serving, group)
     estimates = []
     for wanted, scenario in zip(asked[part], scenarios[part], strict=True):
-        estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)
+        estimate = estimate_scenario(
+            loader, scenario, named_gpu=named_gpu, trace=trace, second=second
+        )
         if shared is not None:
             estimate = replace(estimate, layouts=plan_layouts(loader, estimate, shared))
         if serving is not None and named_gpu is not None:

@@ -14,6 +14,7 @@ Step 1 has to succeed. Anything else that can't be found out is None, with a not
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from moetool.anatomy.skeleton.model_class import note_class
@@ -54,11 +55,13 @@ from moetool.memory.simulated.work import (
     MOST_WORK,
     NUM_BRIEF_PASSES,
     NUM_PASSES,
+    is_allowed_work,
     refuse_work,
 )
 from moetool.process.garbage import seldom_collected
 from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.sizes import count_plain_layer
+from moetool.simulation.memory.replay.second_process import SecondProcess
 from moetool.simulation.training.optimizer_kinds import Optimizer
 
 # The GPU whose CUDA context and kernels the simulation was calibrated on.
@@ -75,6 +78,7 @@ def estimate_scenario(
     named_gpu: Gpu | None,
     trace: Path | None,
     most_work: int = MOST_WORK,
+    second: SecondProcess | None = None,
 ) -> Estimate:
     """Return the estimate of one scenario.
 
@@ -84,12 +88,13 @@ def estimate_scenario(
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
         most_work: The most work that simulations beyond the scenario's own may take, in units of
             `simulated.work`.
+        second: The process that replays long runs; None to replay all in this one.
 
     Raises:
         InputError: The model's code can't run without data, or the trace can't be used.
         UsageError: The scenario is not possible with this model.
     """
-    runs = ModelRuns(loader, most_work=most_work)
+    runs = ModelRuns(loader, most_work=most_work, second=second)
     model = loader.load(scenario)
     if scenario.task is Task.TRAIN and not model.runs_in_full_precision:
         raise UsageError(
@@ -97,7 +102,7 @@ def estimate_scenario(
             "weights can't be trained.",
             hint="Give --dtype bfloat16 to estimate a copy.",
         )
-    plain_run = runs.simulate(scenario)
+    plain_run = runs.simulate(scenario, meanwhile=partial(_prepare, runs, scenario))
     in_full = runs.run(scenario)
     memory_bytes = None if named_gpu is None else named_gpu.memory_bytes
     run = in_full if in_full is None else _limit(in_full, memory_bytes)
@@ -170,6 +175,18 @@ def estimate_scenario(
     return replace(estimate, notes=tuple(notes))
 
 
+def _prepare(runs: ModelRuns, scenario: Scenario, work: int) -> None:
+    """Simulate other runs that an estimate needs, as far as their work is allowed."""
+    dequantized = _find_dequantized(runs, scenario)
+    if dequantized is not None and is_allowed_work(work, NUM_PASSES, most_work=runs.most_work):
+        runs.prepare(dequantized)
+    others = _list_other_quantizations(scenario)
+    num_passes = len(others) * NUM_BRIEF_PASSES
+    if is_allowed_work(work, num_passes, most_work=runs.most_work):
+        for quantization in others:
+            runs.prepare(scenario.quantized(quantization), is_brief=True)
+
+
 def _limit(run: SimulatedRun, memory_bytes: int | None) -> SimulatedRun:
     """Return a run on a GPU with that much memory; the same run if it doesn't fit there."""
     return run if memory_bytes is None else run.limit_to(memory_bytes) or run
@@ -225,15 +242,23 @@ def _run_dequantized(
     runs: ModelRuns, scenario: Scenario, plain_run: SimulatedRun, *, gaps: Gaps
 ) -> SimulatedRun | None:
     """Return a run with the modules of dequantized weights, which make other activations."""
-    if runs.loader.load(scenario).packed is None:
+    dequantized = _find_dequantized(runs, scenario)
+    if dequantized is None:
         return plain_run
-    dtype = str(runs.loader.builder.find_dtype(scenario)).removeprefix("torch.")
 
     def run() -> SimulatedRun:
         refuse_work(plain_run, num_passes=NUM_PASSES, most_work=runs.most_work)
-        return runs.simulate(replace(scenario, dtype=dtype))
+        return runs.simulate(dequantized)
 
     return gaps.unless_refused("The memory with dequantized weights is", run)
+
+
+def _find_dequantized(runs: ModelRuns, scenario: Scenario) -> Scenario | None:
+    """Return the scenario with dequantized weights; None if the modules are the same."""
+    if runs.loader.load(scenario).packed is None:
+        return None
+    dtype = str(runs.loader.builder.find_dtype(scenario)).removeprefix("torch.")
+    return replace(scenario, dtype=dtype)
 
 
 def _list_fits(
@@ -245,11 +270,7 @@ def _list_fits(
     gaps: Gaps,
 ) -> tuple[Fit, ...]:
     """Return where a scenario fits, under each quantization that can be simulated."""
-    others = [
-        each
-        for each in QUANTIZATIONS
-        if each is not scenario.quantization and scenario.task is not Task.TRAIN
-    ]
+    others = _list_other_quantizations(scenario)
     quantizations = others
     if others and not gaps.is_allowed(
         f"Whether it fits with the quantization {' or '.join(others)} is",
@@ -282,6 +303,13 @@ def _list_fits(
         is_counted=is_counted,
     )
     return found or ()
+
+
+def _list_other_quantizations(scenario: Scenario) -> list[Quantization]:
+    """Return the quantizations that a scenario is simulated with as well."""
+    if scenario.task is Task.TRAIN:
+        return []
+    return [each for each in QUANTIZATIONS if each is not scenario.quantization]
 
 
 def _find_confirmation(

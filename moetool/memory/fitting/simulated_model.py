@@ -20,7 +20,7 @@ from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.model_runs import ModelRuns
-from moetool.simulation.memory.memory_replay import list_weight_bytes
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 
 # The allocator rounds sizes up to this.
 _BLOCK_BYTES = 512

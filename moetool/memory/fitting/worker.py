@@ -1,6 +1,6 @@
 """A process that finds out which models of the catalogue run on a GPU, one after another.
 
-It reads tasks from stdin and answers each on stdout, as `answering` describes.
+It reads tasks from stdin and answers each on stdout, as `process.answering` describes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from moetool.catalogue.gpus import Gpu
 from moetool.catalogue.published import read_published_models
 from moetool.errors import MoetoolError
-from moetool.memory.fitting.answering import answer_tasks
 from moetool.memory.fitting.fact_cache import FactCache
 from moetool.memory.fitting.known_facts import ModelSize, RunFacts
 from moetool.memory.fitting.model_fit import ModelFit, find_model_fit
+from moetool.memory.fitting.workers import keep_torch_to_one_core
 from moetool.memory.notes.estimate_notes import note_clipped
 from moetool.memory.scenario import Scenario
+from moetool.process.answering import answer_tasks
 
 if TYPE_CHECKING:
     from moetool.memory.fitting.simulated_model import SimulatedModel
@@ -101,7 +102,7 @@ def _open(task: FitTask, scenario: Scenario, facts: RunFacts) -> SimulatedModel:
 
 def main() -> None:
     """Answer every task on stdin with a `ModelFit` on stdout, or with a `TaskError`."""
-    answer_tasks(lambda task: answer(task))
+    answer_tasks(lambda task: answer(task), prepare=keep_torch_to_one_core)
 
 
 if __name__ == "__main__":

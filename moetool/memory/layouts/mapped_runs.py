@@ -11,14 +11,15 @@ from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sharing.device_maps import DeviceMaps
-from moetool.memory.simulated.runs import find_routing_modules, make_run_options
+from moetool.memory.simulated.routing_modules import find_routing_modules
+from moetool.memory.simulated.runs import make_run_options
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.process.garbage import seldom_collected
 from moetool.simulation.memory.allocator.weights import allocate_weights
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.memory.long_generation import simulate_generation
-from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak, replay_timeline
 from moetool.simulation.memory.memory_run import MemoryRun
+from moetool.simulation.memory.replay.memory_replay import MemoryProfile, PhasePeak, replay_timeline
 from moetool.simulation.memory.timeline import AllocatedParts, Origin, Timeline
 from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
 from moetool.simulation.parallel.moved import (

@@ -9,8 +9,8 @@ from moetool.memory.simulated.cases import Case, Simulation
 from moetool.memory.simulated.ends import replay_ends
 from moetool.memory.simulated.work import measure_work
 from moetool.simulation.assisted.drafting import find_num_candidates, join_models
-from moetool.simulation.memory.memory_replay import list_weight_bytes
 from moetool.simulation.memory.memory_run import MemoryRun
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 
 # Of a longer generation, this many of the first rounds run, and of the last ones. The first of those
 # reads the text before it, and doesn't count. In brief it is one less.

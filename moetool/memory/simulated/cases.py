@@ -1,4 +1,4 @@
-"""A scenario to be simulated, and a simulation that has run."""
+"""A scenario to be simulated, a simulation that has run, and what a replay makes of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from transformers import PreTrainedModel
 
 from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.scenario import Scenario
-from moetool.memory.simulated.simulated_run import Replay
+from moetool.memory.simulated.simulated_run import Replay, SimulatedRun
 from moetool.simulation.memory.long_generation import StepBudget
 from moetool.simulation.memory.memory_run import RunOptions
+from moetool.simulation.memory.replay.memory_replay import MemoryProfile
+from moetool.simulation.memory.replay.timeline_replay import TimelineReplay
 from moetool.simulation.memory.seen_runs import SeenByOptions, SeenRuns
 
 
@@ -68,3 +70,18 @@ class Simulation:
     work: int
     assistant: AssistantMemory | None = None
     is_expected: bool = False
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run whose figures are those of a replay.
+
+    Attributes:
+        work: That of its simulation.
+        long_replay: The replay, if it takes so long that a second process may do it; else None.
+        finish: Returns the run with the profile of that replay; with None, it is replayed first.
+    """
+
+    work: int
+    long_replay: TimelineReplay | None
+    finish: Callable[[MemoryProfile | None], SimulatedRun]

@@ -9,12 +9,9 @@ from moetool.memory.simulated.cases import Case, Simulation
 from moetool.memory.simulated.simulated_run import Replay
 from moetool.memory.simulated.work import measure_work
 from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
-from moetool.simulation.memory.memory_replay import (
-    MemoryProfile,
-    list_weight_bytes,
-    replay_timeline,
-)
 from moetool.simulation.memory.memory_run import MemoryRun
+from moetool.simulation.memory.replay.memory_replay import MemoryProfile, replay_timeline
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.seen_runs import GivenTokens
 from moetool.simulation.memory.timeline import Timeline
 

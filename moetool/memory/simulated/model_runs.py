@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from moetool.errors import InputError
+from moetool.errors import InputError, MoetoolError
 from moetool.memory.assisting.held import hold_assistant
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.scenario import LoadingOptions, Scenario
-from moetool.memory.simulated.runs import run_scenario
+from moetool.memory.simulated.cases import RecordedRun
+from moetool.memory.simulated.runs import record_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.simulated.work import MOST_WORK
 from moetool.process.garbage import seldom_collected
+from moetool.simulation.memory.replay.second_process import SecondProcess
 from moetool.simulation.memory.seen_runs import SeenByOptions
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.wording import format_bytes
@@ -32,32 +35,54 @@ class ModelRuns:
         most_work: The work, in units of `simulated.work`, that the steps of a generation may take
             before only its ends are run, and that further simulations may take.
         purpose: The purpose of the next runs, for whoever waits for them; None for the model's name.
+        second: The process that replays long runs, while others run here; None to replay all here.
     """
 
     loader: ModelLoader
     most_work: int = MOST_WORK
     purpose: str | None = field(default=None, compare=False)
+    second: SecondProcess | None = field(default=None, compare=False)
     _runs: dict[tuple[Scenario, bool], SimulatedRun] = field(default_factory=dict)
     _limited: dict[tuple[Scenario, bool, int], SimulatedRun | None] = field(default_factory=dict)
     _seen: dict[LoadingOptions, SeenByOptions] = field(default_factory=dict)
     # Why the model's code needs balanced routing, as a whole run has found out, by how it is loaded.
     _needs_data: dict[LoadingOptions, str | None] = field(default_factory=dict)
+    # The errors of runs that were prepared.
+    _refused: dict[tuple[Scenario, bool], MoetoolError] = field(default_factory=dict)
 
-    def simulate(self, scenario: Scenario, *, is_brief: bool = False) -> SimulatedRun:
+    def simulate(
+        self,
+        scenario: Scenario,
+        *,
+        is_brief: bool = False,
+        meanwhile: Callable[[int], None] | None = None,
+    ) -> SimulatedRun:
         """Return a run of a scenario with weights as they are in the skeleton.
 
         Args:
             is_brief: Whether the first and the last decoding step are enough.
+            meanwhile: Called with the run's work if a second process replays it, to prepare other
+                runs; None for nothing.
 
         Raises:
             InputError: The model's code can't run without data.
             UsageError: The scenario is past the model's context, or can't be loaded.
         """
         is_brief = is_brief and (scenario, False) not in self._runs
+        if (scenario, is_brief) in self._refused:
+            raise self._refused[scenario, is_brief]
         if (scenario, is_brief) not in self._runs:
-            self._runs[scenario, is_brief] = self._simulate(scenario, is_brief=is_brief)
+            run = self._simulate(scenario, is_brief=is_brief, meanwhile=meanwhile)
+            self._runs[scenario, is_brief] = run
             self._drop_old_replays()
         return self._runs[scenario, is_brief]
+
+    def prepare(self, scenario: Scenario, *, is_brief: bool = False) -> None:
+        """Simulate what `simulate` will be asked for; it then also raises any error."""
+        try:
+            self.simulate(scenario, is_brief=is_brief)
+        except MoetoolError as error:
+            self._refused[scenario, is_brief] = error
 
     def run(self, scenario: Scenario, *, is_brief: bool = False) -> SimulatedRun | None:
         """Return a run of a scenario with weights as a GPU holds them; None if those are unknown.
@@ -159,7 +184,27 @@ class ModelRuns:
         is_brief: bool,
         may_expect: bool = False,
         is_only_begun: bool = False,
+        meanwhile: Callable[[int], None] | None = None,
     ) -> SimulatedRun:
+        recorded = self._record(
+            scenario, is_brief=is_brief, may_expect=may_expect, is_only_begun=is_only_begun
+        )
+        profile = None
+        if self.second is not None and recorded.long_replay is not None:
+            pending = self.second.start(recorded.long_replay)
+            if meanwhile is not None:
+                meanwhile(recorded.work)
+            self._say(scenario, "replaying its allocations")
+            profile = pending.finish()
+        run = recorded.finish(profile)
+        if not is_brief:
+            self._needs_data[scenario.loading] = run.needs_data
+        assistant = self.loader.load_assistant(scenario)
+        return run if assistant is None else hold_assistant(run, assistant)
+
+    def _record(
+        self, scenario: Scenario, *, is_brief: bool, may_expect: bool, is_only_begun: bool
+    ) -> RecordedRun:
         builder = self.loader.builder
         builder.refuse_scenario(scenario)
         model, assistant = self.loader.load(scenario), self.loader.load_assistant(scenario)
@@ -169,7 +214,7 @@ class ModelRuns:
                 for each in (model, assistant):
                     if each is not None:
                         kernels.enter_context(each.offer_kernels())
-                run = run_scenario(
+                return record_scenario(
                     model.simulated,
                     scenario,
                     workspace_bytes=find_workspace_bytes(self.loader.gpu),
@@ -188,9 +233,6 @@ class ModelRuns:
                 f"{builder.subject.model} can't be simulated: {error.reason}.",
                 hint="See what `moetool inspect` counts, or try another version of transformers.",
             ) from error
-        if not is_brief:
-            self._needs_data[scenario.loading] = run.needs_data
-        return run if assistant is None else hold_assistant(run, assistant)
 
     def _drop_old_replays(self) -> None:
         """Keep the replays of the last few runs, and only the figures of older ones."""

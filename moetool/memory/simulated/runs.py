@@ -13,23 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import ParamSpec
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from moetool.anatomy.routing.moe_layers import find_experts
-from moetool.anatomy.routing.rules import RoutingRule
 from moetool.memory.answers.figures import Method
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.simulated.assisted_runs import simulate_rounds
-from moetool.memory.simulated.cases import Case, Simulation
+from moetool.memory.simulated.cases import Case, RecordedRun, Simulation
 from moetool.memory.simulated.ends import simulate_ends
+from moetool.memory.simulated.routing_modules import find_routing_modules
 from moetool.memory.simulated.short_prompts import SHORT_PROMPTS, profile_by_short_prompts
-from moetool.memory.simulated.simulated_run import (
-    SimulatedRun,
-    make_figures,
-    make_peaks,
-)
+from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.memory.simulated.work import count_modules, measure_work
 from moetool.simulation.attention.flash import is_flash
 from moetool.simulation.attention.flex import FLEX_ATTENTION
@@ -41,20 +37,20 @@ from moetool.simulation.memory.long_generation import (
     StepBudget,
     simulate_generation,
 )
-from moetool.simulation.memory.memory_replay import (
-    MemoryProfile,
-    list_weight_bytes,
-    replay_timeline,
-)
 from moetool.simulation.memory.memory_run import (
     DEFAULT_BLOCK_BUDGET,
     BlockBudget,
     MemoryRun,
     RunOptions,
 )
+from moetool.simulation.memory.replay.memory_replay import MemoryProfile
+from moetool.simulation.memory.replay.timeline_replay import TimelineReplay
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.seen_runs import SeenByOptions
 from moetool.simulation.memory.timeline import Timeline
 from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
+
+_Given = ParamSpec("_Given")
 
 # Steps simulated at each end of a generation whose steps don't follow from a few.
 _NUM_NEW_TOKENS_AT_ENDS = 8
@@ -62,7 +58,7 @@ _NUM_NEW_TOKENS_AT_ENDS = 8
 _NUM_NEW_TOKENS_AT_BRIEF_ENDS = 2
 
 
-def run_scenario(
+def record_scenario(
     skeleton: PreTrainedModel,
     scenario: Scenario,
     *,
@@ -79,8 +75,8 @@ def run_scenario(
     may_expect: bool = False,
     is_only_begun: bool = False,
     on_step: Callable[[str], None] | None = None,
-) -> SimulatedRun:
-    """Return a simulated run of a scenario.
+) -> RecordedRun:
+    """Return a run of a scenario that has yet to be replayed.
 
     A model whose code asks which experts its routers chose, or how many tokens each got, runs under
     the assumption that every expert gets the same number of tokens.
@@ -111,7 +107,7 @@ def run_scenario(
         # The backward pass is only imported where it is used.
         from moetool.memory.simulated.training_runs import simulate_training
 
-        return simulate_training(
+        trained = simulate_training(
             skeleton,
             scenario,
             workspace_bytes=workspace_bytes,
@@ -119,6 +115,7 @@ def run_scenario(
             context_bytes=context_bytes,
             on_step=on_step,
         )
+        return RecordedRun(trained.work, None, lambda _: trained)
     options = replace(
         make_run_options(
             scenario, workspace_bytes=workspace_bytes, lt_workspace_bytes=lt_workspace_bytes
@@ -157,9 +154,6 @@ def run_scenario(
             raise
         needs_data = error.reason
         simulation = _simulate_balanced(case, needs_data, notes=notes)
-    if on_step is not None:
-        on_step("replaying its allocations")
-    profile = simulation.replay(None)
     # Kernels of other packages are not run, and follow from their sources.
     has_stand_ins = (
         is_flash(scenario.attention)
@@ -167,20 +161,40 @@ def run_scenario(
         or options.cache.has_residual
     )
     is_filled = scenario.cache_plan.is_filled_by_tokens
-    return SimulatedRun(
-        make_figures(profile, context_bytes=context_bytes),
-        make_peaks(profile),
-        Method.APPROXIMATE if needs_data or has_stand_ins or assistant else method,
-        tuple(dict.fromkeys(notes)),
-        prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
-        host_cache_bytes=profile.host_cache_bytes,
-        needs_data=needs_data,
-        communication_bytes=profile.communication_bytes,
-        work=simulation.work,
-        is_expected=simulation.is_expected,
-        replay=simulation.replay,
-        assistant=simulation.assistant,
-    )
+
+    def finish(profile: MemoryProfile | None) -> SimulatedRun:
+        if profile is None:
+            if on_step is not None:
+                on_step("replaying its allocations")
+            profile = simulation.replay(None)
+        return SimulatedRun(
+            make_figures(profile, context_bytes=context_bytes),
+            make_peaks(profile),
+            Method.APPROXIMATE if needs_data or has_stand_ins or assistant else method,
+            tuple(dict.fromkeys(notes)),
+            prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
+            host_cache_bytes=profile.host_cache_bytes,
+            needs_data=needs_data,
+            communication_bytes=profile.communication_bytes,
+            work=simulation.work,
+            is_expected=simulation.is_expected,
+            replay=simulation.replay,
+            assistant=simulation.assistant,
+        )
+
+    replay = simulation.replay if isinstance(simulation.replay, TimelineReplay) else None
+    return RecordedRun(simulation.work, replay if replay and replay.is_long else None, finish)
+
+
+def _finish(record: Callable[_Given, RecordedRun]) -> Callable[_Given, SimulatedRun]:
+    def run(*args: _Given.args, **kwargs: _Given.kwargs) -> SimulatedRun:
+        """Return the simulated run of what `record_scenario` takes."""
+        return record(*args, **kwargs).finish(None)
+
+    return run
+
+
+run_scenario = _finish(record_scenario)
 
 
 def make_run_options(
@@ -262,11 +276,8 @@ def _simulate(case: Case, *, notes: list[str]) -> Simulation:
             )
             return simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS)
         timeline = found
-    weight_bytes = list_weight_bytes(skeleton)
     return Simulation(
-        lambda capacity_bytes: replay_timeline(
-            timeline, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes
-        ),
+        TimelineReplay(timeline, list_weight_bytes(skeleton)),
         work=measure_work(skeleton, timeline),
     )
 
@@ -332,19 +343,3 @@ def _simulate_short_prompts(case: Case, *, notes: list[str]) -> Simulation:
         return found
 
     return Simulation(replay, work=work)
-
-
-def find_routing_modules(skeleton: PreTrainedModel, *, notes: list[str]) -> tuple[nn.Module, ...]:
-    """Return the modules that receive what routers chose, which a traced run copies.
-
-    Args:
-        skeleton: The model.
-        notes: Receives a note if there are layers without such a module.
-    """
-    layers = find_experts(skeleton).layers
-    received = [layer for layer in layers if layer.rule is RoutingRule.RECEIVED]
-    if len(received) < len(layers):
-        notes.append(
-            "Memory for the recorded routing is left out where experts don't receive it as tensors."
-        )
-    return tuple(skeleton.get_submodule(layer.experts_path) for layer in received)

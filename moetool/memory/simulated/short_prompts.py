@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak
+from moetool.simulation.memory.replay.memory_replay import MemoryProfile, PhasePeak
 from moetool.simulation.memory.timeline import AllocatedParts
 
 # Long enough that the same operations as in long prompts make the peaks, and short enough to take

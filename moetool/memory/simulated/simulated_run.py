@@ -10,7 +10,7 @@ from moetool.memory.answers.figures import MemoryFigures, Method, Peak, Phase
 from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.training.training_memory import TrainingMemory
 from moetool.simulation.memory.allocator.caching_allocator import DeviceFullError
-from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak
+from moetool.simulation.memory.replay.memory_replay import MemoryProfile, PhasePeak
 
 # The path of a module in a member of a list.
 _IN_A_LAYER = re.compile(r"(?P<layer>.*?\.[0-9]+)(?:\.(?P<module>.*)|$)")

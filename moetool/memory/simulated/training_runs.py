@@ -11,7 +11,8 @@ from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.memory.simulated.trained_parts import trained_as
 from moetool.memory.training.training_memory import TrainingMemory
-from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak, list_weight_bytes
+from moetool.simulation.memory.replay.memory_replay import MemoryProfile, PhasePeak
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.timeline import AllocatedParts
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.simulation.training.optimizer_kinds import Optimizer

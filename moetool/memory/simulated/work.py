@@ -34,12 +34,17 @@ def refuse_work(run: SimulatedRun, *, num_passes: int, most_work: int) -> None:
     Raises:
         InputError: They would take more.
     """
-    if run.work * num_passes > most_work:
+    if not is_allowed_work(run.work, num_passes, most_work=most_work):
         raise InputError(
             f"finding out takes about {num_passes} more passes through the model, of "
             f"{run.work:,} units of work each.",
             hint="Estimate a model with fewer experts or layers.",
         )
+
+
+def is_allowed_work(work: int, num_passes: int, *, most_work: int) -> bool:
+    """Return whether several passes, each of some work, take no more than an estimate may."""
+    return work * num_passes <= most_work
 
 
 def count_modules(skeleton: PreTrainedModel) -> int:

@@ -1,6 +1,6 @@
 """A process that estimates parts of sweeps, one after another.
 
-It reads tasks from stdin and answers each on stdout, as `fitting.answering` describes.
+It reads tasks from stdin and answers each on stdout, as `process.answering` describes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from moetool.catalogue.gpus import Gpu
 from moetool.checkpoint.reference import ModelReference
 from moetool.errors import MoetoolError
-from moetool.memory.fitting.answering import answer_tasks
+from moetool.memory.fitting.workers import keep_torch_to_one_core
 from moetool.memory.machine.gpu_group import GpuGroup
 from moetool.memory.scenario import Scenario
 from moetool.memory.serving.answer import ServingOptions
+from moetool.process.answering import answer_tasks
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate
@@ -66,7 +67,7 @@ def answer(task: SweepTask) -> list[Estimate] | MoetoolError:
 
 def main() -> None:
     """Answer every task on stdin with estimates or an error on stdout."""
-    answer_tasks(lambda task: answer(task))
+    answer_tasks(lambda task: answer(task), prepare=keep_torch_to_one_core)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.runs import run_scenario
 from moetool.report.memory.data import render_table_text
 from moetool.simulation.assisted.drafting import join_models
-from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.replay.memory_replay import replay_timeline
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from tests.memory.saved_configs import make_builder, save_config
 from tests.simulation.memory.memory_runs import set_up
 from tests.simulation.skeletons import build_family_skeleton

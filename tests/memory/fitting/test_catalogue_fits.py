@@ -17,8 +17,8 @@ from moetool.memory.fitting import catalogue_fits
 from moetool.memory.fitting.catalogue_fits import find_fitting_models
 from moetool.memory.fitting.fact_cache import FactCache, find_cache_folder
 from moetool.memory.fitting.known_facts import ModelSize, RunFacts
-from moetool.memory.fitting.workers import WorkerError
 from moetool.memory.scenario import Scenario
+from moetool.process.worker import WorkerError
 
 # Answers for a model what the test says about it, and writes down that it was asked.
 ANSWERING = """

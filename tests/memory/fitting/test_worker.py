@@ -19,8 +19,9 @@ from moetool.memory.fitting.fact_cache import FactCache
 from moetool.memory.fitting.known_facts import RunFacts
 from moetool.memory.fitting.model_fit import ModelFit
 from moetool.memory.fitting.worker import FitTask, answer
-from moetool.memory.fitting.workers import WorkerError, work_in_processes
+from moetool.memory.fitting.workers import work_in_processes
 from moetool.memory.scenario import Scenario
+from moetool.process.worker import WorkerError
 
 # Runs the real loop with an answer of the test's, and without torch.
 WORKER = """

@@ -12,12 +12,8 @@ from typing import Any
 import pytest
 
 from moetool.memory.fitting import workers
-from moetool.memory.fitting.workers import (
-    TaskError,
-    WorkerError,
-    choose_num_processes,
-    work_in_processes,
-)
+from moetool.memory.fitting.workers import choose_num_processes, work_in_processes
+from moetool.process.worker import TaskError, WorkerError
 
 GIB = 2**30
 # Doubles numbers. It is killed at a negative one, fails at an odd one over 100, and never answers 0.
@@ -40,7 +36,7 @@ while True:
 # Answers every task with an error.
 REFUSING = """
 import pickle, sys
-from moetool.memory.fitting.workers import TaskError
+from moetool.process.worker import TaskError
 pickle.load(sys.stdin.buffer)
 pickle.dump(TaskError("ValueError: it is odd"), sys.stdout.buffer)
 sys.stdout.buffer.flush()

@@ -14,6 +14,8 @@ from moetool.memory.gpu_overhead import find_workspace_bytes
 from moetool.memory.scenario import CacheKind, Scenario
 from moetool.memory.simulated import model_runs, runs
 from moetool.simulation.memory.memory_run import MemoryRun
+from moetool.simulation.memory.replay import timeline_replay
+from moetool.simulation.memory.replay.second_process import SecondProcess
 from tests.memory.saved_configs import make_runs, save_config
 
 MIB = 2**20
@@ -26,13 +28,13 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
 def simulated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Scenario, bool]]:
     """The simulations of a test in order, and whether they are brief."""
     seen: list[tuple[Scenario, bool]] = []
-    run_scenario: Any = runs.run_scenario
+    record_scenario: Any = runs.record_scenario
 
     def watched(skeleton: Any, scenario: Scenario, *, is_brief: bool, **options: Any) -> Any:
         seen.append((scenario, is_brief))
-        return run_scenario(skeleton, scenario, is_brief=is_brief, **options)
+        return record_scenario(skeleton, scenario, is_brief=is_brief, **options)
 
-    monkeypatch.setattr(model_runs, "run_scenario", watched)
+    monkeypatch.setattr(model_runs, "record_scenario", watched)
     return seen
 
 
@@ -97,6 +99,32 @@ def test_what_old_runs_did_is_dropped_and_simulated_again_if_it_is_asked_for(
     assert sum(run.replay is not None for run in runs._runs.values()) == 4
     assert runs.run_within(WIDE, total_bytes - 1) is not None
     assert simulated.count((WIDE, False)) == 2
+
+
+def test_other_runs_are_prepared_while_a_second_process_replays_one(
+    simulated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeline_replay, "_FEWEST_EVENTS_OF_LONG", 0)
+    path = save_config("olmoe", tmp_path)
+    whole = replace(SCENARIO, num_new_tokens=32)
+    wide, too_long = replace(whole, batch_size=5), replace(whole, num_prompt_tokens=128)
+    alone = make_runs(path)
+    expected = [alone.simulate(each) for each in (whole, wide)]
+    simulated.clear()
+    with SecondProcess() as second:
+        runs = replace(make_runs(path), second=second)
+
+        def meanwhile(work: int) -> None:
+            assert work == expected[0].work
+            for each in (wide, too_long):
+                runs.prepare(each)
+
+        assert runs.simulate(whole, meanwhile=meanwhile) == expected[0]
+        assert runs.simulate(wide) == expected[1]
+    assert simulated == [(whole, False), (wide, False)]
+    for _ in range(2):
+        with pytest.raises(UsageError, match="past the context"):
+            runs.simulate(too_long)
 
 
 def test_the_context_is_never_passed(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedFigures, SimulatedRun
 from moetool.simulation.memory.long_generation import DEFAULT_BUDGET, StepBudget
-from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory.memory_run import (
     DEFAULT_BLOCK_BUDGET,
     BlockBudget,
     MemoryRun,
     RunOptions,
 )
+from moetool.simulation.memory.replay.memory_replay import replay_timeline
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.timeline import AllocatedParts
 from tests.simulation.skeletons import build_family_skeleton
 

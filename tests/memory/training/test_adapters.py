@@ -11,7 +11,7 @@ from moetool.memory.estimate import estimate_memory
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.simulated.trained_parts import trained_as
 from moetool.memory.training.adapted_layers import find_adapted_layers
-from moetool.simulation.memory.memory_replay import list_weight_bytes
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.training.training_run import TrainingOptions, run_training
 from tests.simulation.skeletons import build_family_skeleton
 

@@ -13,8 +13,9 @@ from torch import nn
 from moetool.memory.simulated.work import measure_work
 from moetool.simulation.loops.shortened_loops import ShortenedLoops
 from moetool.simulation.memory.allocations import AllocationRecorder
-from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory.memory_run import BlockBudget, MemoryRun, RunOptions
+from moetool.simulation.memory.replay.memory_replay import replay_timeline
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.seen_runs import GivenTokens, SeenRuns
 from moetool.simulation.memory.steps.unrolled_loops import unroll_whole
 from moetool.simulation.memory.timeline import Call, Origins, Timeline

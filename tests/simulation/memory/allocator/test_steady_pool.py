@@ -13,7 +13,7 @@ from moetool.simulation.memory.allocator.caching_allocator import CachingAllocat
 from moetool.simulation.memory.allocator.pools import Pool
 from moetool.simulation.memory.allocator.steady_pool import Requests, SteadyPool
 from moetool.simulation.memory.allocator.weights import allocate_weights
-from moetool.simulation.memory.memory_replay import replay_timeline
+from moetool.simulation.memory.replay.memory_replay import replay_timeline
 from moetool.simulation.memory.timeline import Call, Event, Origin, Timeline
 
 MIB = 2**20

@@ -17,8 +17,9 @@ from moetool.simulation.memory.long_generation import (
     _Sampler,
     simulate_generation,
 )
-from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory.memory_run import MemoryRun
+from moetool.simulation.memory.replay.memory_replay import replay_timeline
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.steps.decode_steps import take_step
 from moetool.simulation.memory.timeline import Call, Event, Origin, Timeline
 from tests.simulation.memory.memory_runs import options_for, summarize, until_last_call

@@ -7,7 +7,7 @@ import pytest
 
 from moetool.simulation.loops.loop import Loop
 from moetool.simulation.memory.allocator.caching_allocator import DeviceFullError
-from moetool.simulation.memory.memory_replay import MemoryProfile, replay_timeline
+from moetool.simulation.memory.replay.memory_replay import MemoryProfile, replay_timeline
 from moetool.simulation.memory.steps.unrolled_loops import Placement, unroll, unroll_whole
 from moetool.simulation.memory.timeline import Call, Event, Origin, Timeline
 

@@ -16,15 +16,18 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from moetool.memory.fitting.workers import TaskError
 from moetool.process.quiet import silence_process
+from moetool.process.worker import TaskError
 
 
-def answer_tasks(answer: Callable[[Any], object]) -> None:
+def answer_tasks(
+    answer: Callable[[Any], object], *, prepare: Callable[[], None] | None = None
+) -> None:
     """Answer every task on stdin with a value on stdout, or with a `TaskError` if that raises.
 
     Args:
         answer: Returns the answer to a task.
+        prepare: Called once, before the first task and after libraries were silenced.
     """
     # A Ctrl-C is for the parent, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -33,9 +36,8 @@ def answer_tasks(answer: Callable[[Any], object]) -> None:
     os.dup2(2, 1)
     tasks = _receive_tasks()
     silence_process()
-    import torch
-
-    torch.set_num_threads(1)
+    if prepare is not None:
+        prepare()
     for task in tasks:
         try:
             found = answer(task)

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from torch import nn
 
-from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator, DeviceFullError
 from moetool.simulation.memory.allocator.pools import Pool, choose_pool, round_up
 from moetool.simulation.memory.allocator.weights import allocate_weights
@@ -17,7 +15,6 @@ from moetool.simulation.memory.steps.event_table import EventTable, Numbers
 from moetool.simulation.memory.steps.step_replay import replay_steps
 from moetool.simulation.memory.steps.unrolled_loops import Placement, unroll, unroll_whole
 from moetool.simulation.memory.timeline import AllocatedParts, Origin, Timeline
-from moetool.simulation.meta.dispatch import find_local
 
 # Collectives whose results are allocated; an all-reduce in place takes nothing.
 _COLLECTIVES = frozenset(
@@ -70,18 +67,6 @@ class MemoryProfile:
     communication_bytes: int = 0
     training_phases: Mapping[str, PhasePeak] = field(default_factory=dict)
     host_cache_bytes: int = 0
-
-
-def list_weight_bytes(model: nn.Module) -> list[int]:
-    """Return the size of each storage of parameters and buffers, in the order of the modules."""
-    sizes: dict[int, int] = {}
-    for _, module in walk_modules(model):
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    storage = find_local(tensor).untyped_storage()
-                    sizes.setdefault(storage._cdata, storage.nbytes())
-    return list(sizes.values())
 
 
 def replay_timeline(

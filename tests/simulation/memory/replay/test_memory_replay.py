@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from moetool.simulation.memory.allocator.caching_allocator import DeviceFullError
-from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
+from moetool.simulation.memory.replay.memory_replay import replay_timeline
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.timeline import AllocatedParts
 from tests.simulation.memory.memory_runs import make_timeline
 

@@ -1,0 +1,1 @@
+"""Replays of timelines, in this process or in another one next to it."""
