@@ -115,7 +115,7 @@ def record_scenario(
             context_bytes=context_bytes,
             on_step=on_step,
         )
-        return RecordedRun(trained.work, None, lambda _: trained)
+        return RecordedRun(trained.work, lambda _: trained)
     options = replace(
         make_run_options(
             scenario, workspace_bytes=workspace_bytes, lt_workspace_bytes=lt_workspace_bytes
@@ -177,13 +177,11 @@ def record_scenario(
             needs_data=needs_data,
             communication_bytes=profile.communication_bytes,
             work=simulation.work,
-            is_expected=simulation.is_expected,
             replay=simulation.replay,
             assistant=simulation.assistant,
         )
 
-    replay = simulation.replay if isinstance(simulation.replay, TimelineReplay) else None
-    return RecordedRun(simulation.work, replay if replay and replay.is_long else None, finish)
+    return RecordedRun(simulation.work, finish, simulation.replay, simulation.is_expected)
 
 
 def _finish(record: Callable[_Given, RecordedRun]) -> Callable[_Given, SimulatedRun]:

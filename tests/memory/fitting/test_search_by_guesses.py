@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.memory.fitting.search import FoundLimits, Trial, search_limits
+from moetool.memory.fitting.search import FoundLimits, search_limits
+from moetool.memory.fitting.trials import Trial
 
 MIB = 2**20
 CAPACITY = 80 * 1024 * MIB

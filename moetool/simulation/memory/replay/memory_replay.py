@@ -54,6 +54,7 @@ class MemoryProfile:
         communication_bytes: The most that results of collectives hold at once.
         training_phases: The peak of each phase of a step of training, by its name; else empty.
         host_cache_bytes: The part of the cache in the host's memory after the last call.
+        num_retries: Number of times that the device was full and segments were given back.
     """
 
     weights_bytes: int
@@ -67,6 +68,7 @@ class MemoryProfile:
     communication_bytes: int = 0
     training_phases: Mapping[str, PhasePeak] = field(default_factory=dict)
     host_cache_bytes: int = 0
+    num_retries: int = field(default=0, compare=False)
 
 
 def replay_timeline(
@@ -171,6 +173,7 @@ def _replay(
         prompt_cache_bytes=min(timeline.calls[0].cache_bytes, timeline.calls[-1].cache_bytes),
         communication_bytes=_count_communication(timeline),
         host_cache_bytes=timeline.calls[-1].host_cache_bytes,
+        num_retries=allocator.num_retries,
     )
 
 
