@@ -13,7 +13,7 @@ from moetool.simulation.memory.timeline import Timeline
 
 
 class Room(NamedTuple):
-    """What a limit on the allocator's memory means to a run.
+    """A run under a limit on the allocator's memory.
 
     Attributes:
         fits: Whether the run completes.
