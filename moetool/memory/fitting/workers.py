@@ -26,7 +26,7 @@ def choose_num_processes(num_tasks: int) -> int:
 
 
 def keep_torch_to_one_core() -> None:
-    """Have torch compute in one thread, where the other cores have work of their own."""
+    """Make torch compute in one thread, because other processes use the other cores."""
     import torch
 
     torch.set_num_threads(1)

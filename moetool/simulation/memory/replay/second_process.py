@@ -17,8 +17,8 @@ class PendingReplay:
     """A replay that a second process was given.
 
     Args:
-        replay: The replay.
-        answer: The process's answer to it; None if it was killed.
+        replay: The same replay, for this process to do if that one doesn't.
+        answer: The other process's answer; None if it was killed.
     """
 
     def __init__(self, replay: TimelineReplay, answer: Future[MemoryProfile | None]) -> None:
