@@ -11,6 +11,8 @@ from moetool.simulation.memory.expected_sizes import expect_sort_sizes
 from moetool.simulation.memory.steps.event_table import EventTable, Numbers
 from moetool.simulation.memory.timeline import Timeline
 
+# A size that is neither that of a block nor of a death.
+_UNKNOWN = -2
 # The largest block that holds a single number.
 _NUMBER_BYTES = 8
 
@@ -102,6 +104,40 @@ def take_form(timeline: Timeline, other: Timeline, *, share: Fraction) -> Timeli
         return None
     sizes[len(events) :] = list_sizes(timeline)[len(timeline.events) :]
     return resize(other, sizes)
+
+
+def follow_both(
+    corner: Timeline, longer: Timeline, wider: Timeline, *, share: Fraction
+) -> Timeline | None:
+    """Return a timeline with the prompt of one run and the sequences of another.
+
+    A size that grows with one of both is as in the run where that is larger. One that grows with both
+    is taken to have a part in proportion to the sequences, and one that is the same for all prompts.
+    None if a size does anything else.
+
+    Args:
+        corner: A run with fewer tokens than `longer` and fewer sequences than `wider`.
+        longer: A run with other prompts.
+        wider: A run with more sequences.
+        share: The sequences of `corner`, as a share of those of `wider`.
+    """
+    formed = [take_form(each, wider, share=share) for each in (corner, longer)]
+    if formed[0] is None or formed[1] is None:
+        return None
+    start, more_tokens, more_sequences = map(list_sizes, (formed[0], formed[1], wider))
+    num, den = share.numerator, share.denominator
+    more, rest = np.divmod((more_tokens - start) * den, num)
+    # The part that is the same for all sequences isn't below 0.
+    are_lines = (start * den >= more_sequences * num) & (rest == 0)
+    both = np.select(
+        [start == more_sequences, are_lines], [more_tokens, more_sequences + more], _UNKNOWN
+    )
+    for place in find_sorts(wider):
+        indices = int(more_sequences[place - 1])
+        size = expect_sort_sizes([indices], [int(more_sequences[place])], int(both[place - 1]))
+        if size is not None:
+            both[place] = size
+    return None if (both == _UNKNOWN).any() else resize(wider, both)
 
 
 def _is_within(timeline: Timeline, other: Timeline) -> bool:

@@ -13,6 +13,7 @@ from moetool.simulation.memory.expected_sizes import SeenSizes
 from moetool.simulation.memory.forms import (
     are_alike,
     find_sorts,
+    follow_both,
     list_sizes,
     resize,
     take_form,
@@ -107,10 +108,26 @@ class SeenRuns:
     def _expect_by_batches(self, batch_size: int, given: GivenTokens) -> Timeline | None:
         if given not in self._batches:
             batches = {batch for batch, _ in self._generations}
-            found = {batch: self._expect_by_prompts(batch, given) for batch in batches}
+            found = {
+                batch: self._expect_by_prompts(batch, given) or self._expect_by_both(batch, given)
+                for batch in batches
+            }
             seen = {batch: timeline for batch, timeline in found.items() if timeline is not None}
             self._batches[given] = _Generations(_take_one_form(seen), fewest=_FEWEST_BATCHES)
         return self._batches[given].expect(batch_size)
+
+    def _expect_by_both(self, batch_size: int, given: GivenTokens) -> Timeline | None:
+        """Return a generation that differs from one in its prompt, and from another in its batch."""
+        for (batch, other_given), timeline in self._generations.items():
+            if batch != batch_size or other_given.num_decoder_tokens != given.num_decoder_tokens:
+                continue
+            for smaller in sorted({each for each, _ in self._generations if each < batch_size}):
+                corner = self._generations.get((smaller, other_given))
+                longer = self._expect_by_prompts(smaller, given)
+                if corner is not None and longer is not None:
+                    share = Fraction(smaller, batch_size)
+                    return follow_both(corner, longer, timeline, share=share)
+        return None
 
 
 class SeenByOptions:

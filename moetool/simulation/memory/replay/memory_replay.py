@@ -20,9 +20,6 @@ from moetool.simulation.memory.timeline import AllocatedParts, Origin, Timeline
 _COLLECTIVES = frozenset(
     {"all_gather_into_tensor", "all_reduce", "all_to_all_single", "reduce_scatter_tensor"}
 )
-# Of a timeline with all iterations of its loops, the largest share that is replayed in the hope that
-# the others change nothing.
-_LARGEST_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -102,14 +99,9 @@ def replay_timeline(
         is_prompt_limited=is_prompt_limited,
         is_reserve_followed=is_reserve_followed,
     )
-    if not timeline.loops:
-        return replay(timeline)
     unrolled = unroll(timeline)
-    num_events = len(timeline.events) + sum(
-        loop.num_left_out * loop.num_events for loop in timeline.loops
-    )
-    if len(unrolled.timeline.events) > _LARGEST_SHARE * num_events:
-        return replay(unroll_whole(timeline))
+    if not unrolled.stretches:
+        return replay(unrolled.timeline)
     placement = Placement.of(unrolled.timeline)
     try:
         profile = replay(unrolled.timeline, placement=placement)

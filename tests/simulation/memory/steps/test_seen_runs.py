@@ -46,7 +46,7 @@ def test_an_expected_generation_is_the_one_that_runs(family: str) -> None:
     skeleton = build_family_skeleton(family).eval()
     options = options_for(family)
     seen = run_all(skeleton, options)
-    for batch_size, num_tokens in ((2, 91), (7, PROMPTS[0])):
+    for batch_size, num_tokens in ((2, 91), (7, PROMPTS[0]), (3, 91), (7, 91)):
         expected = seen.expect(batch_size, GivenTokens(num_tokens))
         alone = MemoryRun(skeleton, replace(options, batch_size=batch_size))
         ran = alone.generate(num_prompt_tokens=num_tokens, num_new_tokens=2)
