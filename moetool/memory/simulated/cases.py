@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedModel
 
@@ -15,6 +16,7 @@ from moetool.simulation.memory.memory_run import RunOptions
 from moetool.simulation.memory.replay.ends_replay import EndsReplay, Room
 from moetool.simulation.memory.replay.memory_replay import MemoryProfile
 from moetool.simulation.memory.replay.timeline_replay import TimelineReplay
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.seen_runs import SeenByOptions, SeenRuns
 
 
@@ -53,6 +55,13 @@ class Case:
         if self.seen_before is None or self.assistant is not None:
             return None
         return self.seen_before.find(self.options)
+
+    def list_weight_bytes(self) -> list[int]:
+        """Return the sizes of the skeleton's storages, which all of its runs share."""
+        list_sizes = partial(list_weight_bytes, self.skeleton)
+        if self.seen_before is None:
+            return list_sizes()
+        return self.seen_before.find_once(list_weight_bytes, list_sizes)
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def take_form(timeline: Timeline, other: Timeline, *, share: Fraction) -> Timeli
     between whole bytes.
 
     Args:
-        timeline: The timeline.
-        other: A run of the same model with more sequences, whose places are numbered alike.
+        timeline: A run with fewer sequences.
+        other: A run of the same model with more, whose places are numbered alike.
         share: The timeline's number of sequences, as a share of the other's.
     """
     if not _is_within(timeline, other):
