@@ -13,10 +13,11 @@ from moetool.memory.answers.on_gpus import Limits
 from moetool.memory.fitting.search import (
     MOST_TOKENS_AT_ONCE,
     FoundLimits,
-    Trial,
     search_limits,
 )
+from moetool.memory.fitting.trials import AnyTrial, LateTrial, Trial
 from moetool.memory.scenario import Scenario
+from moetool.memory.simulated.cases import HeldEnds
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.simulated.work import NUM_BRIEF_PASSES, refuse_work
@@ -66,7 +67,7 @@ def find_limits(
 
     def try_sizes(
         batch_size: int, num_prompt_tokens: int, *, is_guess: bool = False
-    ) -> Trial | None:
+    ) -> AnyTrial | None:
         wanted = "longest prompt" if batch_size == scenario.batch_size else "largest batch"
         num_trials[wanted] += 1
         runs.purpose = f"looking for the {wanted}, trial {num_trials[wanted]}"
@@ -78,12 +79,10 @@ def find_limits(
             if batch_size * num_prompt_tokens > scenario.batch_size * scenario.num_prompt_tokens:
                 return None
             raise
+        if isinstance(run, HeldEnds):
+            return _try_ends(run, gpu.memory_bytes)
         run = _require_weights(run)
-        limited = (
-            run.limit_to(gpu.memory_bytes)
-            if run.is_expected
-            else runs.run_within(sized, gpu.memory_bytes, is_brief=True)
-        )
+        limited = runs.run_within(sized, gpu.memory_bytes, is_brief=True)
         return Trial(run.figures.total_device_bytes, fits=limited is not None)
 
     def is_too_large(batch_size: int, num_prompt_tokens: int) -> bool:
@@ -105,6 +104,13 @@ def find_limits(
     finally:
         runs.purpose = None
     return found.limits, tuple(_note_cuts(found))
+
+
+def _try_ends(ends: HeldEnds, memory_bytes: int) -> AnyTrial:
+    room = ends.find_room(memory_bytes)
+    if room.needed_bytes is None:
+        return LateTrial(ends.count_needed, fits=room.fits, exceeded_bytes=memory_bytes)
+    return Trial(room.needed_bytes, fits=room.fits)
 
 
 def _require_weights(run: SimulatedRun | None) -> SimulatedRun:

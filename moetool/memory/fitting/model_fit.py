@@ -9,7 +9,8 @@ from typing import Protocol
 
 from moetool.catalogue.gpus import Gpu
 from moetool.memory.fitting.known_facts import ModelSize, RunFacts
-from moetool.memory.fitting.search import MOST_TOKENS_AT_ONCE, Trial, search_longest_prompt
+from moetool.memory.fitting.search import MOST_TOKENS_AT_ONCE, search_longest_prompt
+from moetool.memory.fitting.trials import AnyTrial, Trial
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
 from moetool.memory.scenario import Scenario
 
@@ -173,7 +174,7 @@ def _add_longest_prompt(
 ) -> ModelFit:
     memory_bytes = gpu.memory_bytes
 
-    def try_tokens(num_tokens: int) -> Trial | None:
+    def try_tokens(num_tokens: int) -> AnyTrial | None:
         if num_tokens == scenario.num_prompt_tokens:
             assert facts.total_bytes is not None
             return Trial(facts.total_bytes, fits=bool(found.fits))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from moetool.memory.answers.on_gpus import Limits
+from moetool.memory.fitting.trials import AnyTrial
 
 # A brief simulation of this many tokens takes about 2 s and 0.4 GiB, and of 2^27 tokens 13 s and 4 GiB:
 # the ids of all tokens are kept, in several copies of 8 bytes each.
@@ -25,22 +26,8 @@ _MOST_LINES = 8
 _MOST_SEARCHES_BY_GUESSES = 3
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A simulated batch of prompts.
-
-    Attributes:
-        total_bytes: Memory that it takes on a device with room for everything it asks for.
-        fits: Whether it completes on the GPU. It may fit even if `total_bytes` is more than the GPU
-            has, because torch's allocator gives back reserved memory.
-    """
-
-    total_bytes: int
-    fits: bool
-
-
 # Takes what tries a number, and returns what `_find_largest` does.
-_Search = Callable[[Callable[[int], Trial | None]], tuple[int, bool]]
+_Search = Callable[[Callable[[int], AnyTrial | None]], tuple[int, bool]]
 
 
 @dataclass(frozen=True)
@@ -73,9 +60,9 @@ class LongestPrompt:
 
 
 def search_limits(
-    try_sizes: Callable[[int, int], Trial | None],
+    try_sizes: Callable[[int, int], AnyTrial | None],
     *,
-    guess_sizes: Callable[[int, int], Trial | None] | None = None,
+    guess_sizes: Callable[[int, int], AnyTrial | None] | None = None,
     is_too_large: Callable[[int, int], bool] | None = None,
     memory_bytes: int,
     batch_size: int,
@@ -153,9 +140,9 @@ def search_limits(
 
 
 def search_longest_prompt(
-    try_tokens: Callable[[int], Trial | None],
+    try_tokens: Callable[[int], AnyTrial | None],
     *,
-    guess_tokens: Callable[[int], Trial | None] | None = None,
+    guess_tokens: Callable[[int], AnyTrial | None] | None = None,
     is_too_long: Callable[[int], bool] | None = None,
     memory_bytes: int,
     batch_size: int,
@@ -204,8 +191,8 @@ def search_longest_prompt(
 
 def _find_by_guesses(
     search: _Search,
-    try_number: Callable[[int], Trial | None],
-    guess_number: Callable[[int], Trial | None] | None,
+    try_number: Callable[[int], AnyTrial | None],
+    guess_number: Callable[[int], AnyTrial | None] | None,
     *,
     is_too_large: Callable[[int], bool] | None,
 ) -> tuple[int, bool]:
@@ -220,24 +207,30 @@ def _find_by_guesses(
     for _ in range(_MOST_SEARCHES_BY_GUESSES):
         found, guesses = _follow_guesses(search, guess_number)
         beyond = min((number for number in guesses if number > found[0]), default=None)
-        is_confirmed = found[0] not in guesses or try_number(found[0]) == guesses[found[0]]
+        is_confirmed = found[0] not in guesses or _agree(try_number(found[0]), guesses[found[0]])
         if is_confirmed and (
             beyond is None
             or (is_too_large is not None and is_too_large(beyond))
-            or try_number(beyond) == guesses[beyond]
+            or _agree(try_number(beyond), guesses[beyond])
         ):
             return found
     return search(try_number)
 
 
+def _agree(one: AnyTrial | None, other: AnyTrial | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.fits == other.fits and one.total_bytes == other.total_bytes
+
+
 def _follow_guesses(
     search: _Search,
-    guess_number: Callable[[int], Trial | None],
-) -> tuple[tuple[int, bool], dict[int, Trial | None]]:
+    guess_number: Callable[[int], AnyTrial | None],
+) -> tuple[tuple[int, bool], dict[int, AnyTrial | None]]:
     """Return what a search finds by guesses, and the guesses."""
-    guesses: dict[int, Trial | None] = {}
+    guesses: dict[int, AnyTrial | None] = {}
 
-    def guess(number: int) -> Trial | None:
+    def guess(number: int) -> AnyTrial | None:
         guesses[number] = guess_number(number)
         return guesses[number]
 
@@ -245,7 +238,7 @@ def _follow_guesses(
 
 
 def _find_largest(
-    try_number: Callable[[int], Trial | None],
+    try_number: Callable[[int], AnyTrial | None],
     *,
     memory_bytes: int,
     start: int,
@@ -263,14 +256,14 @@ def _find_largest(
         largest: The largest number that may be tried, and that is returned if it fits.
         find_step: Returns the step above a number that fits.
     """
-    seen: dict[int, int] = {}
+    seen: dict[int, AnyTrial] = {}
     fitting, failing = 0, largest + 1
     number: int | None = min(start, largest)
     while number is not None and number > 0:
         trial = try_number(number)
         if trial is None:
             return fitting, True
-        seen[number] = trial.total_bytes
+        seen[number] = trial
         if trial.fits:
             fitting = number
         else:
@@ -284,24 +277,24 @@ def _find_largest(
 
 
 def _grow(
-    seen: Mapping[int, int], memory_bytes: int, *, fitting: int, largest: int, step: int
+    seen: Mapping[int, AnyTrial], memory_bytes: int, *, fitting: int, largest: int, step: int
 ) -> int | None:
     """Return the next number to try while all have fitted; None if there is no larger one."""
     if fitting == largest:
         return None
     if len(seen) == 1:
         return min(2 * fitting, largest)
-    crossing = _find_crossing(seen, sorted(seen)[-2:], memory_bytes)
     most = min(_LARGEST_GROWTH * fitting, largest)
-    if seen[fitting] > memory_bytes:
+    if seen[fitting].exceeds(memory_bytes):
         # It fits in less than it would take: mostly nothing larger does, and seldom much more.
-        num_beyond = sum(num_bytes > memory_bytes for num_bytes in seen.values())
+        num_beyond = sum(trial.exceeds(memory_bytes) for trial in seen.values())
         return min(fitting + (step << (num_beyond - 1)), largest)
+    crossing = _find_crossing(seen, sorted(seen)[-2:], memory_bytes)
     return most if crossing is None else min(max(crossing, fitting + step), most)
 
 
 def _narrow(
-    seen: Mapping[int, int], memory_bytes: int, *, fitting: int, failing: int, step: int
+    seen: Mapping[int, AnyTrial], memory_bytes: int, *, fitting: int, failing: int, step: int
 ) -> int | None:
     """Return the next number to try between one that fits and one that doesn't; None at the end."""
     if fitting == 0:
@@ -309,8 +302,12 @@ def _narrow(
     if failing - fitting <= step:
         return None
     number = (fitting + failing) // 2
-    if len(seen) <= _MOST_LINES and seen[fitting] <= memory_bytes < seen[failing]:
-        nearest = sorted(seen, key=lambda number: abs(seen[number] - memory_bytes))[:2]
+    if (
+        len(seen) <= _MOST_LINES
+        and not seen[fitting].exceeds(memory_bytes)
+        and seen[failing].exceeds(memory_bytes)
+    ):
+        nearest = sorted(seen, key=lambda number: abs(seen[number].total_bytes - memory_bytes))[:2]
         crossing = _find_crossing(seen, nearest, memory_bytes)
         if crossing is None or not fitting <= crossing < failing:
             crossing = _find_crossing(seen, [fitting, failing], memory_bytes)
@@ -319,9 +316,10 @@ def _narrow(
 
 
 def _find_crossing(
-    seen: Mapping[int, int], numbers: Sequence[int], memory_bytes: int
+    seen: Mapping[int, AnyTrial], numbers: Sequence[int], memory_bytes: int
 ) -> int | None:
     """Return the last number that fits, by a line through two; None if the line doesn't rise."""
     one, other = sorted(numbers)
-    rise = seen[other] - seen[one]
-    return None if rise <= 0 else one + (memory_bytes - seen[one]) * (other - one) // rise
+    start_bytes = seen[one].total_bytes
+    rise = seen[other].total_bytes - start_bytes
+    return None if rise <= 0 else one + (memory_bytes - start_bytes) * (other - one) // rise

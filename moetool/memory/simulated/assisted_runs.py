@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.simulated.cases import Case, Simulation
-from moetool.memory.simulated.ends import replay_ends
 from moetool.memory.simulated.work import measure_work
 from moetool.simulation.assisted.drafting import find_num_candidates, join_models
 from moetool.simulation.memory.memory_run import MemoryRun
+from moetool.simulation.memory.replay.ends_replay import EndsReplay
 from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 
 # Of a longer generation, this many of the first rounds run, and of the last ones. The first of those
@@ -58,5 +58,5 @@ def simulate_rounds(run: MemoryRun, case: Case) -> Simulation:
         num_rounds=num_rounds,
     )
     work = max(measure_work(case.skeleton, timeline) for timeline in (start, end))
-    replay = replay_ends(start, others, weight_bytes=weight_bytes)
+    replay = EndsReplay(start, others, weight_bytes)
     return Simulation(replay, work=work, assistant=memory)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedModel
 
@@ -13,8 +14,10 @@ from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.simulated_run import Replay, SimulatedRun
 from moetool.simulation.memory.long_generation import StepBudget
 from moetool.simulation.memory.memory_run import RunOptions
+from moetool.simulation.memory.replay.ends_replay import EndsReplay, Room
 from moetool.simulation.memory.replay.memory_replay import MemoryProfile
 from moetool.simulation.memory.replay.timeline_replay import TimelineReplay
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.seen_runs import SeenByOptions, SeenRuns
 
 
@@ -60,6 +63,13 @@ class Case:
         known = KnownModules() if self.seen_before is None else self.seen_before.modules
         return known.of(self.skeleton)
 
+    def list_weight_bytes(self) -> Sequence[int]:
+        """Return the sizes of the skeleton's storages, which all of its runs share."""
+        list_sizes = partial(list_weight_bytes, self.modules)
+        if self.seen_before is None:
+            return list_sizes()
+        return self.seen_before.find_once(list_weight_bytes, list_sizes)
+
 
 @dataclass(frozen=True)
 class Simulation:
@@ -85,10 +95,43 @@ class RecordedRun:
 
     Attributes:
         work: That of its simulation.
-        long_replay: The replay, if it takes so long that a second process may do it; else None.
-        finish: Returns the run with the profile of that replay; with None, it is replayed first.
+        finish: Returns the run with the profile of its replay; with None, it is replayed first.
+        replay: That of its simulation; None if the run has been replayed.
+        is_expected: Whether a part of it didn't run, and is as earlier runs let expect.
     """
 
     work: int
-    long_replay: TimelineReplay | None
     finish: Callable[[MemoryProfile | None], SimulatedRun]
+    replay: Replay | None = None
+    is_expected: bool = False
+
+    @property
+    def long_replay(self) -> TimelineReplay | None:
+        """The replay, if it takes so long that a second process may do it; else None."""
+        replay = self.replay
+        return replay if isinstance(replay, TimelineReplay) and replay.is_long else None
+
+
+@dataclass(frozen=True)
+class HeldEnds:
+    """The ends of a generation on a GPU.
+
+    Attributes:
+        replay: Their replay.
+        other_bytes: What the GPU holds in addition: the CUDA context, and weights that the replay
+            doesn't have.
+    """
+
+    replay: EndsReplay
+    other_bytes: int
+
+    def count_needed(self) -> int:
+        """Return the memory that the run takes on a GPU with room for everything."""
+        return self.replay(None).peak_reserved_bytes + self.other_bytes
+
+    def find_room(self, memory_bytes: int) -> Room:
+        """Return what a GPU's memory means to the run."""
+        room = self.replay.find_room(memory_bytes - self.other_bytes)
+        if room.needed_bytes is None:
+            return room
+        return room._replace(needed_bytes=room.needed_bytes + self.other_bytes)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from moetool.memory.simulated.cases import Case, Simulation
-from moetool.memory.simulated.simulated_run import Replay
 from moetool.memory.simulated.work import measure_work
 from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
 from moetool.simulation.memory.memory_run import MemoryRun
-from moetool.simulation.memory.replay.memory_replay import MemoryProfile, replay_timeline
-from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
+from moetool.simulation.memory.replay.ends_replay import EndsReplay
 from moetool.simulation.memory.seen_runs import GivenTokens
 from moetool.simulation.memory.timeline import Timeline
 
@@ -25,7 +22,7 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
     after a prompt that holds the tokens written before them: a GPU's memory doesn't limit that
     prompt, which isn't part of the run.
     """
-    weight_bytes = list_weight_bytes(case.modules)
+    weight_bytes = case.list_weight_bytes()
     num_new_tokens = case.scenario.num_new_tokens
     befores = [0]
     if not case.is_only_begun:
@@ -51,7 +48,7 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
     start, *others = map(generate, befores)
     modules = case.modules
     work = max(measure_work(modules, timeline) for timeline in (start, *others))
-    replay = replay_ends(start, others, weight_bytes=weight_bytes)
+    replay = EndsReplay(start, others, weight_bytes)
     return Simulation(replay, work=work, is_expected=is_expected)
 
 
@@ -61,52 +58,6 @@ def _expect(case: Case, given: GivenTokens) -> Timeline | None:
     if seen is None or not case.may_expect:
         return None
     return seen.expect(case.options.batch_size, given)
-
-
-def replay_ends(
-    start: Timeline, others: Sequence[Timeline], *, weight_bytes: Sequence[int]
-) -> Replay:
-    """Return a function that replays a generation by its start and by later stretches of it.
-
-    Args:
-        start: The prompt and the first steps.
-        others: Later stretches, the last of which ends it. Their first calls don't count. Empty if the
-            start is all of it.
-        weight_bytes: Sizes of the model's storages.
-    """
-
-    def replay(capacity_bytes: int | None) -> MemoryProfile:
-        first = replay_timeline(start, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes)
-        if not others:
-            return first
-        later = [
-            replay_timeline(
-                timeline,
-                weight_bytes=weight_bytes,
-                capacity_bytes=capacity_bytes,
-                is_prompt_limited=False,
-                is_reserve_followed=False,
-            )
-            for timeline in others
-        ]
-        peaks = [each.decode for each in (first, *later) if each.decode is not None]
-        decode = max(peaks, key=lambda peak: peak.parts.above_weights_bytes)
-        decode_bytes = first.weights_bytes + decode.parts.above_weights_bytes
-        allocated_bytes = max(first.peak_allocated_bytes, decode_bytes)
-        spare_bytes = first.peak_reserved_bytes - first.peak_allocated_bytes
-        reserved_bytes = allocated_bytes + spare_bytes
-        return replace(
-            first,
-            cache_bytes=later[-1].cache_bytes,
-            host_cache_bytes=later[-1].host_cache_bytes,
-            peak_allocated_bytes=allocated_bytes,
-            peak_reserved_bytes=reserved_bytes
-            if capacity_bytes is None
-            else min(reserved_bytes, capacity_bytes),
-            decode=decode,
-        )
-
-    return replay
 
 
 def _find_requantizing(case: Case) -> list[int]:

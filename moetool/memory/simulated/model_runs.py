@@ -12,11 +12,13 @@ from moetool.memory.assisting.held import hold_assistant
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.scenario import LoadingOptions, Scenario
-from moetool.memory.simulated.cases import RecordedRun
+from moetool.memory.simulated.cases import HeldEnds, RecordedRun
 from moetool.memory.simulated.runs import record_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.simulated.work import MOST_WORK
 from moetool.process.garbage import seldom_collected
+from moetool.simulation.memory.replay.ends_replay import EndsReplay
+from moetool.simulation.memory.replay.memory_replay import MemoryProfile
 from moetool.simulation.memory.replay.second_process import SecondProcess
 from moetool.simulation.memory.seen_runs import SeenByOptions
 from moetool.simulation.meta.generation import CantSimulate
@@ -128,10 +130,11 @@ class ModelRuns:
             self._limited[key] = run
         return self._limited[key]
 
-    def guess(self, scenario: Scenario) -> SimulatedRun | None:
+    @seldom_collected()
+    def guess(self, scenario: Scenario) -> SimulatedRun | HeldEnds | None:
         """Return a brief run of a scenario, or what earlier runs let expect of it.
 
-        A run itself has to confirm it. None if the size of its weights is unknown.
+        A run itself has to confirm what is expected. None if the size of its weights is unknown.
 
         Raises:
             InputError: The model's code can't run without data.
@@ -139,12 +142,14 @@ class ModelRuns:
         """
         if (scenario, True) in self._runs or (scenario, False) in self._runs:
             return self.run(scenario, is_brief=True)
-        run = self._simulate(scenario, is_brief=True, may_expect=True)
-        if not run.is_expected:
-            self._runs[scenario, True] = run
-            self._drop_old_replays()
-        return self._hold(run, scenario)
+        recorded = self._record(scenario, is_brief=True, may_expect=True)
+        if recorded.is_expected and isinstance(recorded.replay, EndsReplay):
+            return self._hold_ends(recorded.replay, scenario)
+        self._runs[scenario, True] = self._finish(recorded, scenario)
+        self._drop_old_replays()
+        return self.run(scenario, is_brief=True)
 
+    @seldom_collected()
     def begins_beyond(self, scenario: Scenario, memory_bytes: int) -> bool:
         """Return whether the beginning of a run already takes more than a GPU has.
 
@@ -156,16 +161,29 @@ class ModelRuns:
         if (scenario, True) in self._runs or (scenario, False) in self._runs:
             return False
         try:
-            run = self._hold(self._simulate(scenario, is_brief=True, is_only_begun=True), scenario)
+            recorded = self._record(scenario, is_brief=True, is_only_begun=True)
         except InputError:
             return False
+        if isinstance(recorded.replay, EndsReplay) and scenario.assistant is None:
+            ends = self._hold_ends(recorded.replay, scenario)
+            return ends is not None and not ends.find_room(memory_bytes).fits
+        run = self._hold(self._finish(recorded, scenario), scenario)
         return run is not None and run.limit_to(memory_bytes) is None
 
     def _hold(self, run: SimulatedRun, scenario: Scenario) -> SimulatedRun | None:
         """Return a run with weights as a GPU holds them; None if those are unknown."""
-        simulated_bytes = run.own_weights_bytes
+        shift_bytes = self._find_shift(scenario, simulated_bytes=run.own_weights_bytes)
+        return None if shift_bytes is None else run.shift_weights(shift_bytes)
+
+    def _hold_ends(self, ends: EndsReplay, scenario: Scenario) -> HeldEnds | None:
+        """Return what `_hold` does, for the ends of a generation that have yet to be replayed."""
+        shift_bytes = self._find_shift(scenario, simulated_bytes=ends.weights_bytes)
+        return None if shift_bytes is None else HeldEnds(ends, CONTEXT_BYTES + shift_bytes)
+
+    def _find_shift(self, scenario: Scenario, *, simulated_bytes: int) -> int | None:
+        """Return by how much a GPU's weights are larger than a skeleton's; None if it is unknown."""
         held_bytes = self.loader.load(scenario).count_held_bytes(simulated_bytes=simulated_bytes)
-        return None if held_bytes is None else run.shift_weights(held_bytes - simulated_bytes)
+        return None if held_bytes is None else held_bytes - simulated_bytes
 
     def _say(self, scenario: Scenario, step: str | None = None) -> None:
         words = self.purpose or f"simulating {self.loader.name(scenario)}"
@@ -182,13 +200,9 @@ class ModelRuns:
         scenario: Scenario,
         *,
         is_brief: bool,
-        may_expect: bool = False,
-        is_only_begun: bool = False,
         meanwhile: Callable[[int], None] | None = None,
     ) -> SimulatedRun:
-        recorded = self._record(
-            scenario, is_brief=is_brief, may_expect=may_expect, is_only_begun=is_only_begun
-        )
+        recorded = self._record(scenario, is_brief=is_brief)
         profile = None
         if self.second is not None and recorded.long_replay is not None:
             pending = self.second.start(recorded.long_replay)
@@ -196,14 +210,25 @@ class ModelRuns:
                 meanwhile(recorded.work)
             self._say(scenario, "replaying its allocations")
             profile = pending.finish()
-        run = recorded.finish(profile)
+        run = self._finish(recorded, scenario, profile)
         if not is_brief:
             self._needs_data[scenario.loading] = run.needs_data
+        return run
+
+    def _finish(
+        self, recorded: RecordedRun, scenario: Scenario, profile: MemoryProfile | None = None
+    ) -> SimulatedRun:
+        run = recorded.finish(profile)
         assistant = self.loader.load_assistant(scenario)
         return run if assistant is None else hold_assistant(run, assistant)
 
     def _record(
-        self, scenario: Scenario, *, is_brief: bool, may_expect: bool, is_only_begun: bool
+        self,
+        scenario: Scenario,
+        *,
+        is_brief: bool,
+        may_expect: bool = False,
+        is_only_begun: bool = False,
     ) -> RecordedRun:
         builder = self.loader.builder
         builder.refuse_scenario(scenario)

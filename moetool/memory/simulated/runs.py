@@ -45,7 +45,6 @@ from moetool.simulation.memory.memory_run import (
 )
 from moetool.simulation.memory.replay.memory_replay import MemoryProfile
 from moetool.simulation.memory.replay.timeline_replay import TimelineReplay
-from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.seen_runs import SeenByOptions
 from moetool.simulation.memory.timeline import Timeline
 from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
@@ -115,7 +114,7 @@ def record_scenario(
             context_bytes=context_bytes,
             on_step=on_step,
         )
-        return RecordedRun(trained.work, None, lambda _: trained)
+        return RecordedRun(trained.work, lambda _: trained)
     options = replace(
         make_run_options(
             scenario, workspace_bytes=workspace_bytes, lt_workspace_bytes=lt_workspace_bytes
@@ -178,13 +177,11 @@ def record_scenario(
             needs_data=needs_data,
             communication_bytes=profile.communication_bytes,
             work=simulation.work,
-            is_expected=simulation.is_expected,
             replay=simulation.replay,
             assistant=simulation.assistant,
         )
 
-    replay = simulation.replay if isinstance(simulation.replay, TimelineReplay) else None
-    return RecordedRun(simulation.work, replay if replay and replay.is_long else None, finish)
+    return RecordedRun(simulation.work, finish, simulation.replay, simulation.is_expected)
 
 
 def _finish(record: Callable[_Given, RecordedRun]) -> Callable[_Given, SimulatedRun]:
@@ -278,7 +275,7 @@ def _simulate(case: Case, *, notes: list[str]) -> Simulation:
             return simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS)
         timeline = found
     return Simulation(
-        TimelineReplay(timeline, list_weight_bytes(case.modules)),
+        TimelineReplay(timeline, case.list_weight_bytes()),
         work=measure_work(case.modules, timeline),
     )
 

@@ -87,7 +87,6 @@ class SimulatedRun:
             it can.
         communication_bytes: The most that results of collectives hold at once.
         work: A measure of the time that one pass through the model takes in simulation.
-        is_expected: Whether a part of it didn't run, and is as earlier runs let expect.
         shifted_bytes: Bytes added to the weights since the simulation.
         replay: Replays the run with less memory for the allocator; None if it isn't kept.
         training: The parts of a step of training; None for other runs.
@@ -103,7 +102,6 @@ class SimulatedRun:
     needs_data: str | None = None
     communication_bytes: int = 0
     work: int = field(default=0, compare=False)
-    is_expected: bool = False
     shifted_bytes: int = field(default=0, compare=False)
     replay: Replay | None = field(default=None, repr=False, compare=False)
     training: TrainingMemory | None = None

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from moetool.anatomy.structure.model_modules import KnownModules
 from moetool.simulation.memory.expected_sizes import SeenSizes
-from moetool.simulation.memory.steps.event_table import EventTable, Numbers
+from moetool.simulation.memory.forms import (
+    are_alike,
+    find_sorts,
+    follow_both,
+    list_sizes,
+    resize,
+    take_form,
+)
+from moetool.simulation.memory.steps.event_table import EventTable
 from moetool.simulation.memory.timeline import Origins, Timeline
 from moetool.simulation.repeated.layer_outcomes import LayerOutcomes
 from moetool.simulation.run_options import RunOptions
@@ -102,10 +111,26 @@ class SeenRuns:
     def _expect_by_batches(self, batch_size: int, given: GivenTokens) -> Timeline | None:
         if given not in self._batches:
             batches = {batch for batch, _ in self._generations}
-            found = {batch: self._expect_by_prompts(batch, given) for batch in batches}
+            found = {
+                batch: self._expect_by_prompts(batch, given) or self._expect_by_both(batch, given)
+                for batch in batches
+            }
             seen = {batch: timeline for batch, timeline in found.items() if timeline is not None}
-            self._batches[given] = _Generations(seen, fewest=_FEWEST_BATCHES)
+            self._batches[given] = _Generations(_take_one_form(seen), fewest=_FEWEST_BATCHES)
         return self._batches[given].expect(batch_size)
+
+    def _expect_by_both(self, batch_size: int, given: GivenTokens) -> Timeline | None:
+        """Return a generation that differs from one in its prompt, and from another in its batch."""
+        for (batch, other_given), timeline in self._generations.items():
+            if batch != batch_size or other_given.num_decoder_tokens != given.num_decoder_tokens:
+                continue
+            for smaller in sorted({each for each, _ in self._generations if each < batch_size}):
+                corner = self._generations.get((smaller, other_given))
+                longer = self._expect_by_prompts(smaller, given)
+                if corner is not None and longer is not None:
+                    share = Fraction(smaller, batch_size)
+                    return follow_both(corner, longer, timeline, share=share)
+        return None
 
 
 class SeenByOptions:
@@ -152,7 +177,7 @@ class _Generations:
         self._alike: list[list[int]] = []
         for number, timeline in seen.items():
             for numbers in self._alike:
-                if _are_alike(seen[numbers[0]], timeline):
+                if are_alike(seen[numbers[0]], timeline):
                     numbers.append(number)
                     break
             else:
@@ -172,63 +197,25 @@ class _Generations:
         sizes, is_unknown = self._find_sizes(nearest).expect(number)
         if is_unknown.any():
             return None
-        return _resize(self._seen[self._alike[nearest][0]], sizes)
+        return resize(self._seen[self._alike[nearest][0]], sizes)
 
     def _find_sizes(self, index: int) -> SeenSizes:
         """Return the sizes of generations of the same form."""
         if index not in self._sizes:
             numbers = self._alike[index]
-            sizes = np.stack([_list_sizes(self._seen[number]) for number in numbers])
-            self._sizes[index] = SeenSizes(
-                numbers, sizes, sorts=_find_sorts(self._seen[numbers[0]])
-            )
+            sizes = np.stack([list_sizes(self._seen[number]) for number in numbers])
+            self._sizes[index] = SeenSizes(numbers, sizes, sorts=find_sorts(self._seen[numbers[0]]))
         return self._sizes[index]
 
 
-def _find_sorts(timeline: Timeline) -> list[int]:
-    """Return the events in which sorts take temporary memory, and those of their results."""
-    events = EventTable.of(timeline.events)
-    sorts = [at for at, origin in enumerate(timeline.origins) if origin.operation == "sort"]
-    are_births = events.num_bytes >= 0
-    found: list[int] = np.flatnonzero(np.isin(events.origins, sorts) & are_births).tolist()
-    return found
+def _take_one_form(seen: Mapping[int, Timeline]) -> Mapping[int, Timeline]:
+    """Return generations of two batches in the form of the larger, if there are no others.
 
-
-def _are_alike(one: Timeline, other: Timeline) -> bool:
-    """Return whether two timelines of the same model differ in nothing but sizes."""
-    events, others = EventTable.of(one.events), EventTable.of(other.events)
-    return (
-        (one.workspace_block, one.lt_workspace_block)
-        == (other.workspace_block, other.lt_workspace_block)
-        and [(call.first_event, call.end_event, call.cache_blocks) for call in one.calls]
-        == [(call.first_event, call.end_event, call.cache_blocks) for call in other.calls]
-        and [replace(loop, num_left_out=0) for loop in one.loops]
-        == [replace(loop, num_left_out=0) for loop in other.loops]
-        and np.array_equal(events.blocks, others.blocks)
-        and np.array_equal(events.origins, others.origins)
-        and np.array_equal(events.num_bytes >= 0, others.num_bytes >= 0)
-    )
-
-
-def _list_sizes(timeline: Timeline) -> Numbers:
-    """Return the sizes of all events, of each call's cache, and the iterations left out."""
-    caches = [(call.cache_bytes, call.host_cache_bytes) for call in timeline.calls]
-    left_out = np.array([loop.num_left_out for loop in timeline.loops], np.int64)
-    return np.concatenate([EventTable.of(timeline.events).num_bytes, np.ravel(caches), left_out])
-
-
-def _resize(timeline: Timeline, sizes: Numbers) -> Timeline:
-    """Return a timeline with other sizes, in the order of `_list_sizes`."""
-    events = EventTable.of(timeline.events)
-    num_sizes = len(events) + 2 * len(timeline.calls)
-    caches = sizes[len(events) : num_sizes].reshape(-1, 2).tolist()
-    loops = tuple(
-        replace(loop, num_left_out=number)
-        for loop, number in zip(timeline.loops, sizes[num_sizes:].tolist(), strict=True)
-    )
-    calls = tuple(
-        replace(call, cache_bytes=cache_bytes, host_cache_bytes=host_bytes)
-        for call, (cache_bytes, host_bytes) in zip(timeline.calls, caches, strict=True)
-    )
-    sized = EventTable(events.blocks, sizes[: len(events)], events.origins)
-    return replace(timeline, events=sized, calls=calls, loops=loops)
+    A batch of one often does without copies that every other makes. Where both already have the same
+    form, nothing changes.
+    """
+    if len(seen) != _FEWEST_BATCHES:
+        return seen
+    (smaller, one), (larger, other) = sorted(seen.items())
+    formed = take_form(one, other, share=Fraction(smaller, larger))
+    return seen if formed is None else {smaller: formed, larger: other}

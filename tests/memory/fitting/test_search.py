@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from moetool.catalogue.gpus import find_gpu
 from moetool.memory.answers.on_gpus import Limits
-from moetool.memory.fitting.search import FoundLimits, Trial, search_limits
+from moetool.memory.fitting.search import FoundLimits, search_limits
+from moetool.memory.fitting.trials import Trial
 
 GIB = 2**30
 MIB = 2**20

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.memory.fitting.search import FoundLimits, Trial, search_limits
+from moetool.memory.fitting.search import FoundLimits, search_limits
+from moetool.memory.fitting.trials import AnyTrial, LateTrial, Trial
 
 MIB = 2**20
 CAPACITY = 80 * 1024 * MIB
@@ -22,7 +23,7 @@ def count_bytes(batch_size: int, num_prompt_tokens: int) -> int:
 
 
 def search(
-    guess: Callable[[int, int], Trial | None] | None,
+    guess: Callable[[int, int], AnyTrial | None] | None,
     tried: list[Sizes] | None = None,
     *,
     is_too_large: Callable[[int, int], bool] | None = None,
@@ -70,6 +71,44 @@ def test_a_part_that_is_too_large_spares_the_whole(share: float) -> None:
     assert found == search(None)
     largest = [(1, found.limits.largest_prompt_tokens), (found.limits.largest_batch_size, 2048)]
     assert (tried == largest) == (share == 1)
+
+
+def test_totals_beyond_the_capacity_are_asked_for_only_where_a_line_needs_them() -> None:
+    """Up to a tenth more, a batch completes where it would take more: totals then say nothing."""
+    asked: list[int] = []
+
+    def try_number(batch_size: int, num_prompt_tokens: int) -> Trial:
+        total_bytes = count_bytes(batch_size, num_prompt_tokens)
+        return Trial(total_bytes, fits=total_bytes <= 1.1 * CAPACITY)
+
+    def guess(batch_size: int, num_prompt_tokens: int) -> AnyTrial:
+        trial = try_number(batch_size, num_prompt_tokens)
+        if trial.total_bytes <= CAPACITY:
+            return trial
+
+        def count_total() -> int:
+            asked.append(batch_size)
+            return trial.total_bytes
+
+        return LateTrial(count_total, fits=trial.fits, exceeded_bytes=CAPACITY)
+
+    def find(guess_sizes: Callable[[int, int], AnyTrial | None] | None) -> FoundLimits:
+        return search_limits(
+            try_number,
+            guess_sizes=guess_sizes,
+            memory_bytes=CAPACITY,
+            batch_size=1,
+            num_prompt_tokens=2048,
+            num_new_tokens=256,
+            context=2304,
+        )
+
+    found = find(guess)
+    assert found == find(None)
+    # Trials confirm the guesses of the largest batch that fits and of the next one.
+    largest = found.limits.largest_batch_size
+    assert count_bytes(largest, 2048) > CAPACITY
+    assert sorted(asked) == [largest, largest + 1]
 
 
 @pytest.mark.parametrize("is_always_fitting", [False, True])

@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 
 from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator, DeviceFullError
+from moetool.simulation.memory.allocator.pools import Pool, choose_pool, round_up
 from moetool.simulation.memory.allocator.weights import allocate_weights
-from moetool.simulation.memory.steps.event_table import EventTable
+from moetool.simulation.memory.steps.event_table import EventTable, Numbers
 from moetool.simulation.memory.steps.step_replay import replay_steps
 from moetool.simulation.memory.steps.unrolled_loops import Placement, unroll, unroll_whole
 from moetool.simulation.memory.timeline import AllocatedParts, Origin, Timeline
@@ -50,6 +51,7 @@ class MemoryProfile:
         communication_bytes: The most that results of collectives hold at once.
         training_phases: The peak of each phase of a step of training, by its name; else empty.
         host_cache_bytes: The part of the cache in the host's memory after the last call.
+        num_retries: Number of times that the device was full and segments were given back.
     """
 
     weights_bytes: int
@@ -63,6 +65,7 @@ class MemoryProfile:
     communication_bytes: int = 0
     training_phases: Mapping[str, PhasePeak] = field(default_factory=dict)
     host_cache_bytes: int = 0
+    num_retries: int = field(default=0, compare=False)
 
 
 def replay_timeline(
@@ -96,9 +99,9 @@ def replay_timeline(
         is_prompt_limited=is_prompt_limited,
         is_reserve_followed=is_reserve_followed,
     )
-    if not timeline.loops:
-        return replay(timeline)
     unrolled = unroll(timeline)
+    if not unrolled.stretches:
+        return replay(unrolled.timeline)
     placement = Placement.of(unrolled.timeline)
     try:
         profile = replay(unrolled.timeline, placement=placement)
@@ -125,28 +128,30 @@ def _replay(
         weight_bytes, capacity_bytes=capacity_bytes if is_prompt_limited else None
     )
     weights_bytes = allocator.allocated_bytes
-    in_cache = frozenset[int]().union(*(call.cache_blocks for call in timeline.calls))
+    events = EventTable.of(timeline.events)
     end_of_prefill = timeline.calls[1].first_event if len(timeline.calls) > 1 else None
     if capacity_bytes is None:
-        endless = _EndlessReplay(
-            allocator,
-            timeline,
-            in_cache=in_cache,
+        replayed = replay_steps(
+            events,
+            [0, *(call.first_event for call in timeline.calls[1:])],
+            allocator=allocator,
+            origins=timeline.origins,
             is_reserve_followed=is_reserve_followed,
             placement=placement,
         )
-        prefill = endless.find_peak(0, end_of_prefill)
-        prefill_reserved_bytes = endless.prefill_reserved_bytes
-        decode = None if end_of_prefill is None else endless.find_peak(end_of_prefill, None)
+        prefill_reserved_bytes, changes = replayed.reserved_bytes[0], replayed.changes
     else:
-        meter = _Meter(
-            allocator, timeline, in_cache=in_cache, weights_bytes=weights_bytes, placement=placement
-        )
-        prefill = meter.run(0, end_of_prefill)
+        replay = _LimitedReplay(allocator, events, origins=timeline.origins, placement=placement)
+        replay.run(end_of_prefill)
         if not is_prompt_limited:
             allocator.restrict(capacity_bytes)
         prefill_reserved_bytes = allocator.peak_reserved_bytes
-        decode = None if end_of_prefill is None else meter.run(end_of_prefill, None)
+        if end_of_prefill is not None:
+            replay.run(None)
+        changes = np.array(replay.changes, np.int64)
+    course = _Course(timeline, events, changes, weights_bytes=weights_bytes)
+    prefill = course.find_peak(0, end_of_prefill)
+    decode = None if end_of_prefill is None else course.find_peak(end_of_prefill, None)
     assert prefill is not None
     peaks = [peak.parts.above_weights_bytes for peak in (prefill, decode) if peak is not None]
     return MemoryProfile(
@@ -160,6 +165,7 @@ def _replay(
         prompt_cache_bytes=min(timeline.calls[0].cache_bytes, timeline.calls[-1].cache_bytes),
         communication_bytes=_count_communication(timeline),
         host_cache_bytes=timeline.calls[-1].host_cache_bytes,
+        num_retries=allocator.num_retries,
     )
 
 
@@ -182,89 +188,89 @@ def _count_communication(timeline: Timeline) -> int:
     return most
 
 
-class _Meter:
-    """Replays stretches of a timeline, event by event, and finds the peak of each."""
-
-    def __init__(
-        self,
-        allocator: CachingAllocator,
-        timeline: Timeline,
-        *,
-        in_cache: frozenset[int],
-        weights_bytes: int,
-        placement: Placement | None,
-    ) -> None:
-        self._placement = placement
-        self._allocator = allocator
-        self._timeline = timeline
-        self._in_cache = in_cache
-        self._weights_bytes = weights_bytes
-        self._handles: dict[int, int] = {}
-        self._cache_bytes = 0
-        self._workspace_bytes = 0
-
-    def run(self, start: int, end: int | None) -> PhasePeak | None:
-        """Replay the events from `start` to `end` and return their peak."""
-        allocator, handles, in_cache = self._allocator, self._handles, self._in_cache
-        origins, workspaces = self._timeline.origins, _find_workspaces(self._timeline)
-        placement = self._placement
-        most, parts, at = -1, None, -1
-        for block, num_bytes, origin in self._timeline.events[start:end]:
-            if num_bytes < 0:
-                handle = handles.pop(block)
-                if block in in_cache:
-                    self._cache_bytes -= allocator.size_of(handle)
-                allocator.free(handle)
-                continue
-            handle = handles[block] = allocator.allocate(
-                num_bytes, is_on_side=origins[origin].is_on_side
-            )
-            if placement is not None:
-                placement.addresses[block] = allocator.address_of(handle)
-                placement.num_bytes[block] = allocator.size_of(handle)
-            if block in in_cache:
-                self._cache_bytes += allocator.size_of(handle)
-            elif block in workspaces:
-                self._workspace_bytes += allocator.size_of(handle)
-            if allocator.allocated_bytes > most:
-                most = allocator.allocated_bytes
-                parts, at = (self._cache_bytes, self._workspace_bytes), origin
-        if parts is None:
-            return None
-        return _make_peak(most, self._weights_bytes, *parts, origin=origins[at])
-
-
-class _EndlessReplay:
-    """A timeline replayed on a device that never runs full, pool by pool.
+class _LimitedReplay:
+    """Replays a timeline, event by event, on a device that may run full.
 
     Attributes:
-        prefill_reserved_bytes: The memory reserved after the first call.
+        changes: For each event until now, by how much the allocated bytes grow.
     """
 
     def __init__(
         self,
         allocator: CachingAllocator,
-        timeline: Timeline,
+        events: EventTable,
         *,
-        in_cache: frozenset[int],
-        is_reserve_followed: bool,
+        origins: Sequence[Origin],
         placement: Placement | None,
     ) -> None:
-        self._weights_bytes = allocator.allocated_bytes
+        self._allocator = allocator
+        self._events = events
+        # Deaths need 0 bytes as well.
+        self._needed_bytes = round_up(events.num_bytes)
+        are_on_side = np.array([origin.is_on_side for origin in origins], np.bool_)
+        self._pools = choose_pool(self._needed_bytes, is_on_side=are_on_side[events.origins])
+        self._placement = placement
+        # The pool and the address of each block that took bytes.
+        self._places: dict[int, tuple[Pool, int]] = {}
+        self.changes: list[int] = []
+
+    def run(self, end: int | None) -> None:
+        """Replay the events from the first one that has not been replayed to `end`."""
+        stretch = slice(len(self.changes), end)
+        columns = self._events.blocks, self._needed_bytes, self._pools
+        try:
+            self._carry_out(*(column[stretch].tolist() for column in columns))
+        finally:
+            if self._placement is not None:
+                self._tell(self._placement)
+
+    def _carry_out(
+        self, blocks: Sequence[int], needed_bytes: Sequence[int], pools: Sequence[int]
+    ) -> None:
+        allocator, places, changes = self._allocator, self._places, self.changes
+        for block, num_bytes, index in zip(blocks, needed_bytes, pools, strict=True):
+            if num_bytes:
+                pool = allocator.pools[index]
+                address = pool.take(num_bytes)
+                if address is None:
+                    address = allocator.take_from_device(num_bytes, pool)
+                places[block] = pool, address
+                changes.append(pool.used[address])
+            elif block in places:
+                pool, address = places[block]
+                changes.append(-pool.give_back(address))
+            else:
+                changes.append(0)
+
+    def _tell(self, placement: Placement) -> None:
+        """Set the places of all blocks until now."""
+        events = self._events[: len(self.changes)]
+        are_births = events.num_bytes >= 0
+        blocks = events.blocks[are_births]
+        nowhere = None, 0
+        placement.addresses[blocks] = [
+            self._places.get(block, nowhere)[1] for block in blocks.tolist()
+        ]
+        placement.num_bytes[blocks] = np.array(self.changes, np.int64)[are_births]
+
+
+class _Course:
+    """The course of what is allocated during a timeline.
+
+    Args:
+        changes: For each event, by how much the allocated bytes grow.
+        weights_bytes: The bytes allocated before.
+    """
+
+    def __init__(
+        self, timeline: Timeline, events: EventTable, changes: Numbers, *, weights_bytes: int
+    ) -> None:
         self._timeline = timeline
-        self._in_cache = in_cache
-        self._events = EventTable.of(timeline.events)
-        replayed = replay_steps(
-            self._events,
-            [0, *(call.first_event for call in timeline.calls[1:])],
-            allocator=allocator,
-            origins=timeline.origins,
-            is_reserve_followed=is_reserve_followed,
-            placement=placement,
-        )
-        self._changes = replayed.changes
-        self._allocated_bytes = self._weights_bytes + np.cumsum(replayed.changes)
-        self.prefill_reserved_bytes = replayed.reserved_bytes[0]
+        self._events = events
+        self._changes = changes
+        self._weights_bytes = weights_bytes
+        self._allocated_bytes = weights_bytes + np.cumsum(changes)
+        self._in_cache = frozenset[int]().union(*(call.cache_blocks for call in timeline.calls))
 
     def find_peak(self, start: int, end: int | None) -> PhasePeak | None:
         """Return the peak of the events from `start` to `end`; None without a birth."""

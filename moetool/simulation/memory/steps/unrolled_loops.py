@@ -19,6 +19,9 @@ _LONGEST_PERIOD = max(_PERIODS)
 # A multiple of this number is left out, and so a multiple of each period.
 _NUM_LEFT_OUT_AT_ONCE = math.lcm(*_PERIODS)
 _NUM_FIRST = 2
+# The largest share of all events that is written out: to replay a larger one in vain takes longer than
+# the rest.
+_LARGEST_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,13 @@ class UnrolledTimeline:
 def unroll(timeline: Timeline) -> UnrolledTimeline:
     """Return a timeline with enough iterations for a replay to show what the others do.
 
-    Whole periods are left out; a replay has to confirm that they change nothing.
+    Whole periods are left out; a replay has to confirm that they change nothing. Nothing is left out
+    where that is little.
     """
     numbers = [_choose_number(loop) for loop in timeline.loops]
+    in_full = [loop.num_left_out for loop in timeline.loops]
+    if _count_events(timeline, numbers) > _LARGEST_SHARE * _count_events(timeline, in_full):
+        numbers = in_full
     stretches: list[Stretch] = []
     num_before = 0
     for loop, number in zip(timeline.loops, numbers, strict=True):
@@ -111,6 +118,13 @@ def unroll(timeline: Timeline) -> UnrolledTimeline:
 def unroll_whole(timeline: Timeline) -> Timeline:
     """Return a timeline with all iterations of its loops."""
     return _write_out(timeline, [loop.num_left_out for loop in timeline.loops])
+
+
+def _count_events(timeline: Timeline, numbers: Sequence[int]) -> int:
+    """Return the number of events if some of the iterations left out of each loop are written out."""
+    return len(timeline.events) + sum(
+        number * loop.num_events for number, loop in zip(numbers, timeline.loops, strict=True)
+    )
 
 
 def _choose_number(loop: Loop) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
+from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator, DeviceFullError
 from moetool.simulation.memory.allocator.pools import Pool
 from moetool.simulation.memory.allocator.steady_pool import Requests, SteadyPool
+from moetool.simulation.memory.allocator.weights import allocate_weights
 from moetool.simulation.memory.replay.memory_replay import replay_timeline
 from moetool.simulation.memory.timeline import Call, Event, Origin, Timeline
 
@@ -79,6 +81,30 @@ def test_steps_take_what_their_events_take_one_by_one(items: list[Item], num_ste
     assert (counted.prefill, counted.decode) == (by_pool.prefill, by_pool.decode)
     assert counted.peak_allocated_bytes == by_pool.peak_allocated_bytes
     assert counted.peak_reserved_bytes <= by_pool.peak_reserved_bytes
+
+
+@given(st.lists(ITEMS, min_size=1, max_size=6), st.integers(2, 8), st.integers(32 * MIB, 150 * MIB))
+def test_a_limited_run_takes_what_the_allocator_gives_it(
+    items: list[Item], num_steps: int, capacity_bytes: int
+) -> None:
+    timeline = write_generation(items, num_steps=num_steps)
+    allocator = allocate_weights([1000, 3 * MIB], capacity_bytes=capacity_bytes)
+    handles: dict[int, int] = {}
+    try:
+        for event in timeline.events:
+            if event.num_bytes < 0:
+                allocator.free(handles.pop(event.block))
+            else:
+                handles[event.block] = allocator.allocate(
+                    event.num_bytes, is_on_side=ORIGINS[event.origin].is_on_side
+                )
+    except DeviceFullError:
+        with pytest.raises(DeviceFullError):
+            replay_timeline(timeline, weight_bytes=[1000, 3 * MIB], capacity_bytes=capacity_bytes)
+        return
+    profile = replay_timeline(timeline, weight_bytes=[1000, 3 * MIB], capacity_bytes=capacity_bytes)
+    assert profile.peak_allocated_bytes == allocator.peak_allocated_bytes
+    assert profile.peak_reserved_bytes == allocator.peak_reserved_bytes
 
 
 class CountedPool(Pool):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,14 @@ def test_a_few_iterations_take_what_all_of_them_take(
 def test_most_iterations_of_a_steady_loop_are_not_replayed() -> None:
     unrolled = unroll(make_timeline(*SIZES[0]))
     assert len(unrolled.timeline.events) < 30 * 4
+
+
+def test_a_short_loop_is_replayed_whole() -> None:
+    timeline = make_timeline(*SIZES[0])
+    short = replace(timeline, loops=(replace(timeline.loops[0], num_left_out=20),))
+    unrolled = unroll(short)
+    assert not unrolled.stretches
+    assert list(unrolled.timeline.events) == list(unroll_whole(short).events)
 
 
 def test_an_iteration_that_is_placed_elsewhere_is_noticed() -> None:
