@@ -14,7 +14,7 @@ from torch import nn
 from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.caches.offloaded import SideStream
 from moetool.simulation.loops.loop import Loop
-from moetool.simulation.loops.shortened_loops import IterationMark
+from moetool.simulation.loops.observer import IterationMark
 from moetool.simulation.memory.cuda_kernels import (
     Temporaries,
     find_temporaries,

@@ -141,7 +141,7 @@ class KnownValues(DispatchMode):
         is_read = packet in _READS or packet is aten.nonzero
         if are_known and (is_read or _is_copy_to_host(packet, given, kwargs)):
             values = map_only(torch.Tensor, self._find_on_host, args)
-            if None not in [values[index] for index, arg in enumerate(args) if arg is not None]:
+            if all(value is not None or args[index] is None for index, value in enumerate(values)):
                 result = self.pass_on(func, values, kwargs)
                 return self._make_known(result) if packet is aten.nonzero else result
             are_known = False

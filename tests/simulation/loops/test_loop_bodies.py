@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from moetool.simulation.loops.loop_bodies import LoopBody, find_loop_body
+from tests.simulation.loops.recorded_loops import find_first_line
 
 
 def scan(rows: Any, state: Any, num_rows: int) -> Any:
@@ -103,14 +103,15 @@ NOT_STRAIGHT = [
 
 def find_first(function: Callable[..., Any]) -> LoopBody | None:
     """Return the body of a function's first loop."""
-    lines, first = inspect.getsourcelines(function)
-    offset = next(number for number, line in enumerate(lines) if "range(" in line)
-    return find_loop_body(function.__code__, first + offset)
+    return find_loop_body(function.__code__, find_first_line(function))
 
 
 def test_a_straight_line_of_operations_names_what_it_uses() -> None:
     assert find_first(scan) == LoopBody(
-        names=("state", "rows"), indexed=frozenset({"rows"}), appended=frozenset({"outputs"})
+        names=("state", "rows"),
+        indexed=frozenset({"rows"}),
+        appended=frozenset({"outputs"}),
+        changed=frozenset({"state", "rows"}),
     )
 
 
