@@ -24,6 +24,9 @@ from moetool.simulation.meta.replaced import find_code, replaced
 
 # With fewer iterations, there is little to leave out.
 _FEWEST_ITERATIONS = 8
+# What rows choose has to be found out first, and how many are left out follows no rule by which
+# longer prompts could be expected from shorter ones.
+_FEWEST_ROWS = 16
 _PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
 _MISSING = object()
 
@@ -128,7 +131,7 @@ class ShortenedLoops:
             frame: The function that the loop is in.
         """
         if (
-            len(values) < _FEWEST_ITERATIONS
+            len(values) < _FEWEST_ROWS
             or not self._is_active()
             or not self._known.count_known([rows])
         ):
