@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -46,7 +46,7 @@ class CountedRun:
         return self._run.can_start_later
 
 
-def build_run(family: str, **options: Any) -> tuple[CountedRun, list[int]]:
+def build_run(family: str, **options: Any) -> tuple[CountedRun, Sequence[int]]:
     """Return a run of a family's skeleton, and the bytes of its storages."""
     skeleton = build_family_skeleton(family).eval()
     run = MemoryRun(skeleton, options_for(family, **options))
