@@ -10,7 +10,7 @@ _INTERVAL_S = 0.2
 
 
 def remind(prepare: Callable[[], bool]) -> None:
-    """Interrupt the main thread repeatedly, from a thread of its own.
+    """Interrupt the main thread repeatedly, from another one.
 
     Args:
         prepare: Called before each interrupt. Returns whether it is still needed.
