@@ -212,6 +212,20 @@ def is_view(func: Any) -> bool:
     return any(returned.alias_info is not None for returned in func._schema.returns)
 
 
+def find_written(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[torch.Tensor]:
+    """Yield the tensors that an operation writes to."""
+    if not func._schema.is_mutable:
+        return
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[index] if index < len(args) else kwargs.get(argument.name)
+        if isinstance(value, torch.Tensor):
+            yield value
+
+
 def _fill(element: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return element.expand(shape).clone()
 

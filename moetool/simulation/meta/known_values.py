@@ -14,6 +14,7 @@ from moetool.simulation.meta.deferred_values import (
     DeferredCall,
     DeferredValue,
     PendingCalls,
+    find_written,
     is_view,
     write_to_copy,
 )
@@ -152,9 +153,18 @@ class KnownValues(DispatchMode):
             self._forget_written(func, args, kwargs)
             self._choose(packet, args, result)
             return result
-        if given or _is_factory(func, kwargs):
-            self._keep_twin(func, args, kwargs, result)
+        self.keep(func, args, kwargs, result)
         return result
+
+    def keep(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Keep the values of a result that follows from known values alone.
+
+        The operation need not have run here, if it has no effects and `passes_unknown` allows it.
+        """
+        is_random = torch.Tag.nondeterministic_seeded in func.tags
+        has_values = find_tensors((*args, *kwargs.values())) or _is_factory(func, kwargs)
+        if has_values and not is_random:
+            self._keep_twin(func, args, kwargs, result)
 
     def _make_known(self, values: torch.Tensor) -> torch.Tensor:
         """Return a meta tensor whose values are known."""
@@ -222,7 +232,7 @@ class KnownValues(DispatchMode):
             most_bytes=self._most_bytes,
         )
         if func._schema.is_mutable:
-            for tensor in _find_written(func, args, kwargs):
+            for tensor in find_written(func, args, kwargs):
                 self._settle_before_writing(tensor)
         is_deferred = any(
             isinstance(leaf, DeferredValue) for leaf in flatten((twin_args, *twin_kwargs.values()))
@@ -249,7 +259,7 @@ class KnownValues(DispatchMode):
         The tensor's value is then that of a copy that was written to. What followed from it earlier
         keeps the value that it had.
         """
-        written = list(_find_written(func, args, kwargs))
+        written = list(find_written(func, args, kwargs))
         if len(written) != 1 or written[0] is not args[0]:
             return False
         tensor = written[0]
@@ -303,7 +313,7 @@ class KnownValues(DispatchMode):
 
     def _forget_written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forget the tensors that an operation writes unknown values to, and all that share their memory."""
-        for written in _find_written(func, args, kwargs):
+        for written in find_written(func, args, kwargs):
             if written in self._twins:
                 address = written.untyped_storage()._cdata
                 for tensor in list(self._twins):
@@ -316,24 +326,11 @@ def passes_unknown(operation: Any) -> bool:
     return operation not in (*_READS, aten.nonzero, *_TAKES_MASKS, *_CHOOSES)
 
 
-def _find_written(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[torch.Tensor]:
-    """Yield the tensors that an operation writes to."""
-    if not func._schema.is_mutable:
-        return
-    for index, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = args[index] if index < len(args) else kwargs.get(argument.name)
-        if isinstance(value, torch.Tensor):
-            yield value
-
-
 def _choose_in_turns(shape: torch.Size, *, dtype: torch.dtype, num_choices: int) -> torch.Tensor:
     """Return numbers below `num_choices` in turns, each equally often."""
-    turns = torch.arange(math.prod(shape), dtype=dtype) % max(num_choices, 1)
-    return turns.reshape(shape)
+    turns, num_chosen = torch.arange(max(num_choices, 1), dtype=dtype), math.prod(shape)
+    # Copies take less than half the time of as many remainders.
+    return turns.repeat(-(-num_chosen // len(turns)))[:num_chosen].reshape(shape)
 
 
 def _is_copy_to_host(operation: Any, given: Sequence[torch.Tensor], kwargs: dict[str, Any]) -> bool:

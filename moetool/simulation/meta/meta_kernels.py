@@ -48,9 +48,9 @@ def _run_grouped_mm(
     """
     del bias
     num_groups = () if weights.dim() > 2 or offs is None else (offs.shape[0],)
-    return rows.new_empty(
-        (*num_groups, rows.shape[0], weights.shape[-1]), dtype=out_dtype or rows.dtype
-    )
+    shape = (*num_groups, rows.shape[0], weights.shape[-1])
+    # `new_empty` is written in Python on the meta device.
+    return torch.empty(shape, dtype=out_dtype or rows.dtype, device=rows.device)
 
 
 def _run_attention(

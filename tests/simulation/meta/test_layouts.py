@@ -99,7 +99,8 @@ def test_every_result_of_a_run_is_laid_out_as_torch_lays_it_out(
     monkeypatch.setattr(AllocationRecorder, "can_repeat", lambda *_: False)
     monkeypatch.setattr(Layouts, "run", run_both)
     generate(skeleton, options, *lengths)
-    assert num_compared > 300
+    # Views never come here: they are quick.
+    assert num_compared > 200
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from moetool.simulation.memory.cuda_kernels import is_one_kernel
+from moetool.simulation.memory.operations.layout_rules import find_outcome
 from moetool.simulation.memory.operations.outcomes import OperationOutcome
 from moetool.simulation.memory.operations.repeats import OperationRepeats
+from moetool.simulation.meta.deferred_values import is_view
 from moetool.simulation.meta.dispatch import DispatchMode, find_tensors
 from moetool.simulation.meta.known_values import KnownValues, passes_unknown
+from moetool.simulation.meta.layouts import is_plain
 from moetool.simulation.meta.meta_kernels import MetaKernels
 
 if TYPE_CHECKING:
@@ -32,12 +35,14 @@ class _Kind(NamedTuple):
         number: Stands for the operation in keys: torch takes long to hash an operation.
         is_kept: Whether it does the same in each call on tensors of the same layouts.
         is_composed: Whether it runs as other operations.
+        is_view: Whether it only returns other tensors in the memory of those that it is given.
         func: The operation, kept alive: kinds are found by its identity.
     """
 
     number: int
     is_kept: bool
     is_composed: bool
+    is_view: bool
     func: Any
 
 
@@ -49,11 +54,11 @@ _KINDS: dict[int, _Kind] = {}
 class Births(DispatchMode):
     """Passes every operation that is one kernel on a GPU to a recorder.
 
-    An operation without effects on tensors whose values are unknown always returns tensors of the
-    same layouts and takes the same memory, which depend only on the layouts of what it is given and
-    on its other arguments. That also holds for one that is composed of others. All this is found
-    once, and only recorded from then on. Of tensors whose values are known, results are known as
-    well, so those operations run; and where other modes see operations, all do.
+    An operation without effects always returns tensors of the same layouts and takes the same memory,
+    which depend only on the layouts of what it is given and on its other arguments. That also holds
+    for one that is composed of others. All this is found once, and only recorded from then on; views
+    take no memory. Of tensors whose values are known, results are known as well: what is composed
+    then runs, part by part. Where other modes see operations, all run.
 
     Args:
         recorder: Records memory.
@@ -83,23 +88,32 @@ class Births(DispatchMode):
         if self._known is None or repeats is None:
             return self._run(func, args, kwargs)
         kind = _KINDS.get(id(func)) or _find_kind(func)
+        if kind.is_view and (viewed := _find_viewed(args, kwargs)) is not None:
+            result = func(*args, **kwargs)
+            self._recorder.see_births(func.overloadpacket, args, kwargs, result)
+            if self._known.count_known(viewed) == len(viewed):
+                self._known.keep(func, args, kwargs, result)
+            return result
         given: list[torch.Tensor] = []
         key = self._describe(kind, args, kwargs, given) if kind.is_kept else None
         if key is None:
             self._num_not_kept += not kind.is_kept
             return self._run(func, args, kwargs)
         outcome = _OUTCOMES.get(key)
+        if outcome is None and not kind.is_composed:
+            outcome = find_outcome(func, args, kwargs)
+            _keep(key, outcome)
         if outcome is not None and self._recorder.can_repeat(outcome, given):
-            return repeats.repeat(outcome, given)
+            result = repeats.repeat(outcome, given)
+            if self._known.count_known(given) == len(given):
+                self._known.keep(func, args, kwargs, result)
+            return result
         mark, num_not_kept = repeats.begin(), self._num_not_kept
         result = self._run(func, args, kwargs)
-        is_known = self._known.count_known(find_tensors([result])) > 0
+        # What is composed may return a value that one of its parts knows.
+        is_known = kind.is_composed and self._known.count_known(find_tensors([result])) > 0
         if self._num_not_kept == num_not_kept and not is_known:
-            outcome = repeats.end(mark, given, result)
-            if outcome is not None:
-                if len(_OUTCOMES) >= _MOST_KEPT:
-                    _OUTCOMES.clear()
-                _OUTCOMES[key] = outcome
+            _keep(key, repeats.end(mark, given, result))
         return result
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -127,10 +141,10 @@ class Births(DispatchMode):
             described.append(tuple(kwargs))
             if not _describe_values(kwargs.values(), described, given):
                 return None
-        assert self._known is not None
-        num_known = self._known.count_known(given)
         # Of what is composed, a part may depend on known values alone.
-        if num_known == len(given) or (num_known and kind.is_composed):
+        if kind.is_composed and (
+            not given or self._known is None or self._known.count_known(given)
+        ):
             return None
         # A product of integers with a fraction has the default dtype.
         return (kind.number, torch.get_default_dtype(), *described)
@@ -139,13 +153,30 @@ class Births(DispatchMode):
 def _find_kind(func: Any) -> _Kind:
     schema = func._schema
     is_pure = func.namespace == "aten" and not schema.is_mutable
+    is_kept = is_pure and passes_unknown(func.overloadpacket)
+    is_composed = not is_one_kernel(func)
     kind = _Kind(
         number=len(_KINDS),
-        is_kept=is_pure and passes_unknown(func.overloadpacket),
-        is_composed=not is_one_kernel(func),
+        is_kept=is_kept,
+        is_composed=is_composed,
+        is_view=is_kept and not is_composed and is_view(func),
         func=func,
     )
     return _KINDS.setdefault(id(func), kind)
+
+
+def _keep(key: Hashable, outcome: OperationOutcome | None) -> None:
+    """Keep an outcome if there is one."""
+    if outcome is not None:
+        if len(_OUTCOMES) >= _MOST_KEPT:
+            _OUTCOMES.clear()
+        _OUTCOMES[key] = outcome
+
+
+def _find_viewed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor] | None:
+    """Return the tensors that a view is given; None if it may be more than a view of them."""
+    given = find_tensors((*args, *kwargs.values()))
+    return given if given and all(map(is_plain, given)) else None
 
 
 def _describe_values(

@@ -89,12 +89,12 @@ def num_repeated(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 def test_a_run_has_the_same_timeline_if_every_operation_runs(
     family: str, num_repeated: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate(family)
+    first = generate(family)
     before = num_repeated()
     repeated = generate(family)
     assert num_repeated() > before + 100
     monkeypatch.setattr(AllocationRecorder, "can_repeat", lambda *_: False)
-    assert repeated == generate(family)
+    assert first == repeated == generate(family)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,32 @@ def test_known_values_stay_known_after_unknown_ones_of_the_same_shape() -> None:
             assert known.tolist() == [1, 2, 3, 4]
             with pytest.raises(RuntimeError):
                 unknown.tolist()
+
+
+def test_values_that_follow_from_known_ones_are_known_whether_or_not_operations_run() -> None:
+    def follow(device: str) -> list[object]:
+        positions = torch.arange(3, 9, device=device).view(2, 3)
+        shown = torch.cat([positions, positions.flip(1)], dim=1)[:, 1:5]
+        masked = torch.where(shown > 4, shown * 0.5, torch.ones((), device=device))
+        return [each.tolist() for each in (shown, masked.transpose(0, 1), masked.sum(1), *shown)]
+
+    for _ in range(3):
+        with recording():
+            assert follow("meta") == follow("cpu")
+
+
+def test_random_numbers_stay_unknown() -> None:
+    for _ in range(3):
+        with recording(), pytest.raises(RuntimeError):
+            (torch.rand(2, device="meta") + 1).tolist()
+
+
+def test_a_view_of_memory_made_before_a_run_is_its_birth() -> None:
+    earlier = meta(4, 2)
+    for _ in range(3):
+        with recording() as recorder:
+            earlier.view(2, 4)
+            assert [event.num_bytes for event in recorder.events if event.num_bytes > 0] == [32]
 
 
 def test_experts_chosen_in_turns_are_known_after_a_run_in_which_they_were_not() -> None:
