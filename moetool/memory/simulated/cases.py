@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from transformers import PreTrainedModel
 
@@ -17,7 +16,6 @@ from moetool.simulation.memory.memory_run import RunOptions
 from moetool.simulation.memory.replay.ends_replay import EndsReplay, Room
 from moetool.simulation.memory.replay.memory_replay import MemoryProfile
 from moetool.simulation.memory.replay.timeline_replay import TimelineReplay
-from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.seen_runs import SeenByOptions, SeenRuns
 
 
@@ -62,13 +60,6 @@ class Case:
         """The modules of the model as they are now."""
         known = KnownModules() if self.seen_before is None else self.seen_before.modules
         return known.of(self.skeleton)
-
-    def list_weight_bytes(self) -> Sequence[int]:
-        """Return the sizes of the skeleton's storages, which all of its runs share."""
-        list_sizes = partial(list_weight_bytes, self.modules)
-        if self.seen_before is None:
-            return list_sizes()
-        return self.seen_before.find_once(list_weight_bytes, list_sizes)
 
 
 @dataclass(frozen=True)

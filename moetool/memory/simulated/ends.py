@@ -9,6 +9,7 @@ from moetool.memory.simulated.work import measure_work
 from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
 from moetool.simulation.memory.memory_run import MemoryRun
 from moetool.simulation.memory.replay.ends_replay import EndsReplay
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.seen_runs import GivenTokens
 from moetool.simulation.memory.timeline import Timeline
 
@@ -22,7 +23,7 @@ def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation
     after a prompt that holds the tokens written before them: a GPU's memory doesn't limit that
     prompt, which isn't part of the run.
     """
-    weight_bytes = case.list_weight_bytes()
+    weight_bytes = list_weight_bytes(case.modules)
     num_new_tokens = case.scenario.num_new_tokens
     befores = [0]
     if not case.is_only_begun:

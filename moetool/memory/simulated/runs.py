@@ -45,6 +45,7 @@ from moetool.simulation.memory.memory_run import (
 )
 from moetool.simulation.memory.replay.memory_replay import MemoryProfile
 from moetool.simulation.memory.replay.timeline_replay import TimelineReplay
+from moetool.simulation.memory.replay.weight_sizes import list_weight_bytes
 from moetool.simulation.memory.seen_runs import SeenByOptions
 from moetool.simulation.memory.timeline import Timeline
 from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
@@ -275,7 +276,7 @@ def _simulate(case: Case, *, notes: list[str]) -> Simulation:
             return simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS)
         timeline = found
     return Simulation(
-        TimelineReplay(timeline, case.list_weight_bytes()),
+        TimelineReplay(timeline, list_weight_bytes(case.modules)),
         work=measure_work(case.modules, timeline),
     )
 
