@@ -33,6 +33,7 @@ from moetool.memory.unsimulated.reported import estimate_reported, refuse_for_re
 from moetool.memory.unsimulated.tpu import estimate_on_tpu, refuse_on_tpu
 from moetool.process.cores import count_cores
 from moetool.process.quiet import quiet_transformers
+from moetool.process.turns import in_turn
 from moetool.simulation.memory.replay.second_process import SecondProcess
 
 
@@ -74,6 +75,7 @@ def estimate_memory(
         )
 
 
+@in_turn()
 @quiet_transformers()
 def estimate_part(
     model: str | PathLike[str] | ModelReference,

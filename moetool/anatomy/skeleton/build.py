@@ -15,6 +15,7 @@ from moetool.checkpoint.config import find_named_classes, first_line, missing_pa
 from moetool.checkpoint.stated.quantization import find_method
 from moetool.errors import InputError, MoetoolError, UntraceableError
 from moetool.process.quiet import quiet_transformers
+from moetool.process.turns import in_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -110,6 +111,7 @@ def build_whole_skeleton(
     return build_model(found, config, dtype=dtype, device="meta")
 
 
+@in_turn()
 def build_model(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,

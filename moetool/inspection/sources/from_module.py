@@ -23,6 +23,7 @@ from moetool.inspection.sources.from_skeleton import count_model, inspect_built
 from moetool.inspection.sources.from_structure import inspect_structure
 from moetool.inspection.sources.recorded_choices import Recording
 from moetool.process.quiet import quiet_transformers
+from moetool.process.turns import in_turn
 from moetool.trace.model_counts import ModelCounts
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _COLLECTIONS = (dict, OrderedDict, list, set)
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
+@in_turn()
 @quiet_transformers()
 def inspect_module(
     module: nn.Module,

@@ -45,6 +45,7 @@ from moetool.inspection.rows import pair_rows
 from moetool.inspection.summary import describe_files, merge_layers, summarize
 from moetool.process.garbage import seldom_collected
 from moetool.process.quiet import quiet_transformers
+from moetool.process.turns import in_turn
 from moetool.simulation.flops.flops import DEFAULT_OPERATION_BUDGET, OperationBudget, count_flops
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.trace.model_counts import ModelCounts
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 _FINAL_BUDGET = replace(DEFAULT_OPERATION_BUDGET, is_final=True)
 
 
+@in_turn()
 @quiet_transformers()
 @seldom_collected()
 def inspect_skeleton(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from threading import get_ident
 from typing import Self
 
 from torch import nn
@@ -32,6 +33,7 @@ class Places:
         self._stream = stream
         self._paths = modules.path_by_id
         self._entered: list[str] = [""]
+        self._thread = get_ident()
         # Asking `Origins` means making and hashing an `Origin` for each birth.
         self._numbers: dict[tuple[str, str, str, bool], int] = {}
         self._exit = ExitStack()
@@ -68,8 +70,12 @@ class Places:
         """Return the operation that runs at a place."""
         return self._origins.found[place].operation
 
+    # Modules that other threads call meanwhile come here, too.
+
     def _enter_module(self, module: nn.Module, *_: object) -> None:
-        self._entered.append(self._paths.get(id(module), self._entered[-1]))
+        if get_ident() == self._thread:
+            self._entered.append(self._paths.get(id(module), self._entered[-1]))
 
     def _leave_module(self, *_: object) -> None:
-        self._entered.pop()
+        if get_ident() == self._thread:
+            self._entered.pop()
