@@ -90,7 +90,7 @@ def test_building_and_simulating_search_seldom(
     monkeypatch.setattr("moetool.inspection.sources.from_skeleton.build_whole_skeleton", stop)
     with pytest.raises(InputError, match="Seen"):
         moetool.inspect_model(model)
-    monkeypatch.setattr("moetool.memory.simulated.model_runs.run_scenario", stop)
+    monkeypatch.setattr("moetool.memory.simulated.model_runs.record_scenario", stop)
     with pytest.raises(InputError, match="Seen"):
         make_runs(model).simulate(Scenario(num_prompt_tokens=4, num_new_tokens=2, dtype="float32"))
     assert len(seen) == 2
