@@ -15,7 +15,7 @@ from moetool.simulation.memory.long_generation import StepBudget
 from moetool.simulation.memory.memory_run import RunOptions
 from moetool.simulation.memory.replay.ends_replay import EndsReplay, Room
 from moetool.simulation.memory.replay.memory_replay import MemoryProfile
-from moetool.simulation.memory.replay.timeline_replay import TimelineReplay
+from moetool.simulation.memory.replay.second_process import RunReplay, is_long
 from moetool.simulation.memory.seen_runs import SeenByOptions, SeenRuns
 
 
@@ -97,10 +97,10 @@ class RecordedRun:
     is_expected: bool = False
 
     @property
-    def long_replay(self) -> TimelineReplay | None:
+    def long_replay(self) -> RunReplay | None:
         """The replay, if it takes so long that a second process may do it; else None."""
         replay = self.replay
-        return replay if isinstance(replay, TimelineReplay) and replay.is_long else None
+        return replay if isinstance(replay, RunReplay) and is_long(replay) else None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from moetool.memory.gpu_overhead import find_workspace_bytes
 from moetool.memory.scenario import CacheKind, Scenario
 from moetool.memory.simulated import model_runs, runs
 from moetool.simulation.memory.memory_run import MemoryRun
-from moetool.simulation.memory.replay import timeline_replay
+from moetool.simulation.memory.replay import second_process
 from moetool.simulation.memory.replay.second_process import SecondProcess
 from tests.memory.saved_configs import make_runs, save_config
 
@@ -104,7 +104,7 @@ def test_what_old_runs_did_is_dropped_and_simulated_again_if_it_is_asked_for(
 def test_other_runs_are_prepared_while_a_second_process_replays_one(
     simulated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timeline_replay, "_FEWEST_EVENTS_OF_LONG", 0)
+    monkeypatch.setattr(second_process, "_FEWEST_EVENTS_OF_LONG", 0)
     path = save_config("olmoe", tmp_path)
     whole = replace(SCENARIO, num_new_tokens=32)
     wide, too_long = replace(whole, batch_size=5), replace(whole, num_prompt_tokens=128)

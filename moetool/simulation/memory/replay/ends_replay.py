@@ -41,6 +41,11 @@ class EndsReplay:
     weight_bytes: Sequence[int]
 
     @property
+    def num_events(self) -> int:
+        """The number of events that are replayed with the places of all blocks."""
+        return len(self.start.events)
+
+    @property
     def weights_bytes(self) -> int:
         """The weights as the allocator holds them."""
         return allocate_weights(self.weight_bytes).allocated_bytes

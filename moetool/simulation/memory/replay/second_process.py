@@ -7,10 +7,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 from moetool.process.worker import Worker, WorkerError
+from moetool.simulation.memory.replay.ends_replay import EndsReplay
 from moetool.simulation.memory.replay.memory_replay import MemoryProfile
 from moetool.simulation.memory.replay.timeline_replay import TimelineReplay
 
+RunReplay = TimelineReplay | EndsReplay
+
+# A replay takes about 0.7 s for a million events, and another process as long as for 200,000 of them
+# until it begins.
+_FEWEST_EVENTS_OF_LONG = 200_000
 WORKER = (sys.executable, "-m", "moetool.simulation.memory.replay.worker")
+
+
+def is_long(replay: RunReplay) -> bool:
+    """Return whether a replay takes longer than to start another process for it."""
+    return replay.num_events >= _FEWEST_EVENTS_OF_LONG
 
 
 class PendingReplay:
@@ -21,7 +32,7 @@ class PendingReplay:
         answer: The other process's answer; None if it was killed.
     """
 
-    def __init__(self, replay: TimelineReplay, answer: Future[MemoryProfile | None]) -> None:
+    def __init__(self, replay: RunReplay, answer: Future[MemoryProfile | None]) -> None:
         self._replay = replay
         self._answer = answer
 
@@ -67,13 +78,13 @@ class SecondProcess:
         if self._worker is not None:
             self._worker.end()
 
-    def start(self, replay: TimelineReplay) -> PendingReplay:
+    def start(self, replay: RunReplay) -> PendingReplay:
         """Start a replay."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1)
         return PendingReplay(replay, self._thread.submit(self._ask, replay))
 
-    def _ask(self, replay: TimelineReplay) -> MemoryProfile | None:
+    def _ask(self, replay: RunReplay) -> MemoryProfile | None:
         if self._worker is None:
             self._worker = Worker(WORKER)
         if self._is_left:

@@ -8,10 +8,6 @@ from dataclasses import dataclass
 from moetool.simulation.memory.replay.memory_replay import MemoryProfile, replay_timeline
 from moetool.simulation.memory.timeline import Timeline
 
-# A replay takes about 0.7 s for a million events, and another process as long as for 200,000 of them
-# until it begins.
-_FEWEST_EVENTS_OF_LONG = 200_000
-
 
 @dataclass(frozen=True)
 class TimelineReplay:
@@ -26,9 +22,9 @@ class TimelineReplay:
     weight_bytes: Sequence[int]
 
     @property
-    def is_long(self) -> bool:
-        """Whether a replay takes longer than to start another process for it."""
-        return len(self.timeline.events) >= _FEWEST_EVENTS_OF_LONG
+    def num_events(self) -> int:
+        """The number of events that are replayed."""
+        return len(self.timeline.events)
 
     def __call__(self, capacity_bytes: int | None) -> MemoryProfile:
         """Return the memory that the run takes.
