@@ -20,6 +20,8 @@ _STEP_TOKENS = 64
 _STEP_SHARE = 100
 # The factor by which a number grows at once while everything fits.
 _LARGEST_GROWTH = 16
+# The factor by which the largest number may be larger than one that fits in less than it would take.
+_MOST_BEYOND = 2
 # After this many calls that followed lines, intervals are halved.
 _MOST_LINES = 8
 # Each such search is followed by two trials. Every step is tried after them.
@@ -258,6 +260,7 @@ def _find_largest(
     """
     seen: dict[int, AnyTrial] = {}
     fitting, failing = 0, largest + 1
+    is_largest_tried = False
     number: int | None = min(start, largest)
     while number is not None and number > 0:
         trial = try_number(number)
@@ -269,6 +272,13 @@ def _find_largest(
         else:
             failing = number
         step = find_step(fitting)
+        is_beyond = trial.fits and trial.exceeds(memory_bytes)
+        if is_beyond and not is_largest_tried and fitting < largest <= _MOST_BEYOND * fitting:
+            # From here on, steps are small. If the largest fits, none of them is needed.
+            is_largest_tried = True
+            last = try_number(largest)
+            if last is not None and last.fits:
+                return largest, False
         if failing > largest:
             number = _grow(seen, memory_bytes, fitting=fitting, largest=largest, step=step)
         else:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moetool.catalogue.gpus import find_gpu
 from moetool.memory.answers.on_gpus import Limits
-from moetool.memory.fitting.search import FoundLimits, search_limits
+from moetool.memory.fitting.search import FoundLimits, search_limits, search_longest_prompt
 from moetool.memory.fitting.trials import Trial
 
 GIB = 2**30
@@ -238,6 +238,41 @@ def test_what_runs_through_in_less_than_it_would_take_is_within_the_limits(size:
     assert limits.largest_prompt_tokens >= with_reserve.largest_prompt_tokens
     assert len([call for call in simulation.calls if call[0] == 1]) <= 16
     assert len([call for call in simulation.calls if call[1] == 2048]) <= 12
+
+
+@pytest.mark.parametrize("fits_whole_context", [True, False])
+def test_the_whole_context_is_tried_once_where_less_fits_than_it_would_take(
+    fits_whole_context: bool,
+) -> None:
+    """With a quarter of the reserve free, less than 1.25 times the tokens of the crossing fit."""
+    gpu = find_gpu("100GiB")
+    crossing = _find(_count_with_reserve, "100GiB").largest_prompt_tokens
+    context = 256 + (crossing * 6 // 5 if fits_whole_context else crossing * 3 // 2)
+    simulation = _Simulation(_count_with_reserve)
+
+    def try_sizes(batch_size: int, num_prompt_tokens: int) -> Trial:
+        total_bytes = simulation(batch_size, num_prompt_tokens)
+        least_bytes = _count_as_mixtral(batch_size, num_prompt_tokens)
+        return Trial(total_bytes, fits=least_bytes <= gpu.memory_bytes)
+
+    prompt = search_longest_prompt(
+        lambda tokens: try_sizes(1, tokens),
+        memory_bytes=gpu.memory_bytes,
+        batch_size=1,
+        num_prompt_tokens=2048,
+        num_new_tokens=256,
+        context=context,
+    )
+    tried = [tokens for _, tokens in simulation.calls]
+    assert tried.count(context - 256) == 1
+    assert prompt.is_whole_context == fits_whole_context
+    if fits_whole_context:
+        assert tried[-1] == context - 256
+        assert len(tried) <= 5
+    else:
+        assert _count_as_mixtral(1, prompt.num_tokens) <= gpu.memory_bytes
+        step = max(64, prompt.num_tokens // 100)
+        assert _count_as_mixtral(1, prompt.num_tokens + step) > gpu.memory_bytes
 
 
 def _count_as_eager(batch_size: int, num_prompt_tokens: int) -> int:
