@@ -31,10 +31,9 @@ from moetool.memory.serving.deployment import choose_default_way
 from moetool.memory.serving.serve import refuse_sharing, serve_model
 from moetool.memory.unsimulated.reported import estimate_reported, refuse_for_reported
 from moetool.memory.unsimulated.tpu import estimate_on_tpu, refuse_on_tpu
-from moetool.process.cores import count_cores
 from moetool.process.quiet import quiet_transformers
 from moetool.process.turns import in_turn
-from moetool.simulation.memory.replay.second_process import SecondProcess
+from moetool.simulation.memory.replay.second_process import SecondProcess, is_worthwhile
 
 
 def estimate_memory(
@@ -71,7 +70,7 @@ def estimate_memory(
             revision=revision,
             trust_remote_code=trust_remote_code,
             on_progress=on_progress,
-            second=second if count_cores() > 1 else None,
+            second=second if is_worthwhile() else None,
         )
 
 

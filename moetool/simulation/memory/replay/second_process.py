@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
+from moetool.process.cores import count_cores
 from moetool.process.worker import Worker, WorkerError
 from moetool.simulation.memory.replay.ends_replay import EndsReplay
 from moetool.simulation.memory.replay.memory_replay import MemoryProfile
@@ -17,6 +18,12 @@ RunReplay = TimelineReplay | EndsReplay
 # until it begins.
 _FEWEST_EVENTS_OF_LONG = 200_000
 WORKER = (sys.executable, "-m", "moetool.simulation.memory.replay.worker")
+
+
+def is_worthwhile() -> bool:
+    """Return whether there is a core for a second process, and a Python that runs it."""
+    # The executable of a frozen application is that application.
+    return count_cores() > 1 and bool(sys.executable) and not getattr(sys, "frozen", False)
 
 
 def is_long(replay: RunReplay) -> bool:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from moetool.simulation.memory.replay import second_process
-from moetool.simulation.memory.replay.second_process import SecondProcess
+from moetool.simulation.memory.replay.second_process import SecondProcess, is_worthwhile
 from moetool.simulation.memory.replay.timeline_replay import TimelineReplay
 from tests.simulation.memory.memory_runs import make_timeline
 
@@ -72,3 +72,13 @@ def test_a_process_that_never_began_has_nothing_to_end() -> None:
     with SecondProcess() as second:
         pass
     assert second._worker is None
+
+
+def test_it_takes_a_core_and_a_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_process, "count_cores", lambda: 2)
+    assert is_worthwhile()
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert not is_worthwhile()
+    monkeypatch.delattr(sys, "frozen")
+    monkeypatch.setattr(second_process, "count_cores", lambda: 1)
+    assert not is_worthwhile()
