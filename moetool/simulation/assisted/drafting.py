@@ -20,7 +20,7 @@ from transformers.generation import candidate_generator, stopping_criteria
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.cache_tensors import find_cache_blocks
 from moetool.simulation.meta.known_values import KnownValues
-from moetool.simulation.meta.replaced import replaced
+from moetool.simulation.meta.replaced import replaced, replacing_forward
 
 
 def join_models(target: PreTrainedModel, assistant: PreTrainedModel | None) -> nn.Module:
@@ -79,7 +79,7 @@ def drafting(
     if assistant is None:
         yield draft
         return
-    forward, own = assistant.forward, vars(assistant).get("forward")
+    forward = assistant.forward
 
     @functools.wraps(forward)
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -99,13 +99,8 @@ def drafting(
         # With scikit-learn, transformers adapts the threshold to what was accepted. What that takes made
         # no peak on an H200.
         stack.enter_context(replaced(candidate_generator, {"is_sklearn_available": lambda: False}))
-        assistant.forward = watched
-        try:
-            yield draft
-        finally:
-            del assistant.forward
-            if own is not None:
-                assistant.forward = own
+        stack.enter_context(replacing_forward(assistant, watched))
+        yield draft
 
 
 def _go_on_for_sure(

@@ -28,8 +28,8 @@ from moetool.simulation.meta.encoders import encoding_inside_model
 from moetool.simulation.meta.generation import StopSimulation, without_data
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
+from moetool.simulation.meta.replaced import replacing_forward
 from moetool.simulation.meta.set_order import going_through_sets_in_order
-from moetool.simulation.repeated.forwards import replacing_forward
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 from moetool.simulation.repeated.repeated_parts import RepeatedParts
 from moetool.simulation.run_options import DEFAULT_BLOCK_BUDGET as DEFAULT_BLOCK_BUDGET

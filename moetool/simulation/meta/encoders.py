@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from moetool.simulation.meta.known_values import KnownValues
+from moetool.simulation.meta.replaced import replacing_forward
 
 
 @contextmanager
@@ -27,8 +28,5 @@ def encoding_inside_model(skeleton: PreTrainedModel, known: KnownValues) -> Iter
         with known.inside_model():
             return forward(*args, **kwargs)
 
-    encoder.forward = encode
-    try:
+    with replacing_forward(encoder, encode):
         yield
-    finally:
-        del encoder.forward

@@ -11,9 +11,9 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from moetool.anatomy.structure.model_modules import ModelModules
+from moetool.simulation.meta.replaced import replacing_forward
 from moetool.simulation.repeated.cache_slots import CacheSlots, SlotTemplates
 from moetool.simulation.repeated.fingerprints import find_differences, is_transparent
-from moetool.simulation.repeated.forwards import replacing_forward
 from moetool.simulation.repeated.layer_outcomes import Layer, LayerOutcomes, Outcome
 from moetool.simulation.repeated.module_changes import NO_CHANGES, LayerState, ModuleChanges
 from moetool.simulation.repeated.observers import LayerObserver, LayerVisit

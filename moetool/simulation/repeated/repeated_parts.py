@@ -15,9 +15,9 @@ from moetool.anatomy.routing.walk import is_called, join_path, walk_modules
 from moetool.anatomy.structure.model_modules import ModelModules
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.layouts import is_plain, read_layout
+from moetool.simulation.meta.replaced import replacing_forward
 from moetool.simulation.repeated.cache_slots import SlotTemplates
 from moetool.simulation.repeated.fingerprints import is_tensor_or_plain
-from moetool.simulation.repeated.forwards import replacing_forward
 from moetool.simulation.repeated.layer_outcomes import Layer, LayerOutcomes, Outcome
 from moetool.simulation.repeated.module_changes import NO_CHANGES, LayerState
 from moetool.simulation.repeated.observers import LayerVisit, PartObserver
