@@ -209,16 +209,23 @@ def _count_with_reserve(batch_size: int, num_prompt_tokens: int) -> int:
     return 87 * GIB + (_count_as_mixtral(batch_size, num_prompt_tokens) - 87 * GIB) * 5 // 4
 
 
+def _give_back_reserve(simulation: _Simulation, memory_bytes: int) -> Callable[[int, int], Trial]:
+    """Return trials in which the free part of the reserve is given back where it has to be."""
+
+    def try_sizes(batch_size: int, num_prompt_tokens: int) -> Trial:
+        total_bytes = simulation(batch_size, num_prompt_tokens)
+        least_bytes = _count_as_mixtral(batch_size, num_prompt_tokens)
+        return Trial(total_bytes, fits=least_bytes <= memory_bytes)
+
+    return try_sizes
+
+
 @pytest.mark.parametrize("size", ["88GiB", "89GiB", "100GiB", "140GiB"])
 def test_what_runs_through_in_less_than_it_would_take_is_within_the_limits(size: str) -> None:
     gpu = find_gpu(size)
     simulation = _Simulation(_count_with_reserve)
 
-    def try_sizes(batch_size: int, num_prompt_tokens: int) -> Trial:
-        total_bytes = simulation(batch_size, num_prompt_tokens)
-        least_bytes = _count_as_mixtral(batch_size, num_prompt_tokens)
-        return Trial(total_bytes, fits=least_bytes <= gpu.memory_bytes)
-
+    try_sizes = _give_back_reserve(simulation, gpu.memory_bytes)
     limits = search_limits(
         try_sizes,
         memory_bytes=gpu.memory_bytes,
@@ -250,11 +257,7 @@ def test_the_whole_context_is_tried_once_where_less_fits_than_it_would_take(
     context = 256 + (crossing * 6 // 5 if fits_whole_context else crossing * 3 // 2)
     simulation = _Simulation(_count_with_reserve)
 
-    def try_sizes(batch_size: int, num_prompt_tokens: int) -> Trial:
-        total_bytes = simulation(batch_size, num_prompt_tokens)
-        least_bytes = _count_as_mixtral(batch_size, num_prompt_tokens)
-        return Trial(total_bytes, fits=least_bytes <= gpu.memory_bytes)
-
+    try_sizes = _give_back_reserve(simulation, gpu.memory_bytes)
     prompt = search_longest_prompt(
         lambda tokens: try_sizes(1, tokens),
         memory_bytes=gpu.memory_bytes,

@@ -168,8 +168,8 @@ class _Births(NamedTuple):
     """The births of a timeline's blocks.
 
     Attributes:
-        steps: For each block's number, the step of its birth; -1 if there is no such block.
-        numbers: For each block's number, its number among those born in that step.
+        steps: The step in which each block was born, by the block's number; -1 for unused numbers.
+        numbers: The position of each block among those born in that step, by its number.
     """
 
     steps: Numbers
