@@ -123,6 +123,8 @@ def resume(target: Path) -> list[int]:
     with patch.object(store, "SECONDS_PER_BATCH", 0.0), patch.object(run, "read_batch", count):
         with pytest.raises(Interrupted):
             trace(goes_on=False)
+        # The first process holds the trace until its own run has ended.
+        torch.distributed.barrier()
         trace(goes_on=True)
     return batches
 

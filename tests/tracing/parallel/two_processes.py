@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -9,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.distributed import TCPStore
@@ -17,8 +18,8 @@ from torch.distributed import TCPStore
 Result = TypeVar("Result")
 
 NUM_PROCESSES = 2
-# Longer than anything here takes, so that processes that wait for each other end in an error.
-_END_S = 120.0
+# Longer than anything here takes on a busy machine.
+_END_S = 300.0
 
 
 def run_in_both(action: Callable[[int], Result], folder: Path) -> list[Result]:
@@ -29,23 +30,30 @@ def run_in_both(action: Callable[[int], Result], folder: Path) -> list[Result]:
         folder: Takes their results, and the file through which they meet.
     """
     context = multiprocessing.get_context("fork")
-    port = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False).port
+    # A launcher holds the store. A port that was only free a moment ago may be taken again.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     children = [
-        context.Process(target=_run, args=(rank, action, folder, port), daemon=True)
+        context.Process(target=_run, args=(rank, action, folder, store.port), daemon=True)
         for rank in range(NUM_PROCESSES)
     ]
     for child in children:
         child.start()
     for child in children:
-        child.join(_END_S)
-        if child.is_alive():
-            child.kill()
-    ended = [folder / f"{rank}.pickle" for rank in range(NUM_PROCESSES)]
-    assert all(found.exists() for found in ended), "a process ended without a result"
-    results = [pickle.loads(found.read_bytes()) for found in ended]
-    failures = [failure for _, failure in results if failure is not None]
+        child.join()
+    ended = [_read(rank, folder, child.exitcode) for rank, child in enumerate(children)]
+    failures = [failure for _, failure in ended if failure is not None]
     assert not failures, "\n".join(failures)
-    return [result for result, _ in results]
+    return [result for result, _ in ended]
+
+
+def _read(rank: int, folder: Path, exit_code: int | None) -> tuple[Any, str | None]:
+    """Return the result of a process, or why it has none."""
+    found = folder / f"{rank}.pickle"
+    if found.exists():
+        result, failure = pickle.loads(found.read_bytes())
+        return result, failure and f"process {rank} failed:\n{failure}"
+    stacks = (folder / f"{rank}.stacks").read_text()
+    return None, f"process {rank} ended with exit code {exit_code} and without a result:\n{stacks}"
 
 
 def _run(rank: int, action: Callable[[int], Result], folder: Path, port: int) -> None:
@@ -56,7 +64,12 @@ def _run(rank: int, action: Callable[[int], Result], folder: Path, port: int) ->
         "LOCAL_WORLD_SIZE": str(NUM_PROCESSES),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
+    stacks = (folder / f"{rank}.stacks").open("w")
+    # Processes that wait for each other end, and show where each of their threads waits.
+    faulthandler.dump_traceback_later(_END_S, exit=True, file=stacks)
+    faulthandler.enable(file=stacks)
     result, failure = None, None
     with warnings.catch_warnings():
         # torch's own, on random numbers in shared tensors.

@@ -17,9 +17,8 @@ Result = TypeVar("Result")
 _END_S = 60.0
 
 
-def places(number: int) -> list[ProcessPlace]:
-    """Return the places of processes that meet at a free port of this machine."""
-    port = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False).port
+def list_places(number: int, *, port: int) -> list[ProcessPlace]:
+    """Return the places of processes that meet at a port of this machine."""
     return [
         ProcessPlace(
             rank=rank,
@@ -50,5 +49,12 @@ def run_in_each(
         finally:
             processes.close()
 
+    # The first process opens this store once more: a port that was only free a moment ago may be
+    # taken again.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+    places = list_places(number, port=store.port)
+    if 0 in absent:
+        # Nobody listens there.
+        del store
     with ThreadPoolExecutor(number) as pool:
-        return [pool.submit(run, place) for place in places(number) if place.rank not in absent]
+        return [pool.submit(run, place) for place in places if place.rank not in absent]
