@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from moetool.printable import printable
+
+if TYPE_CHECKING:
+    from rich.status import Status
+    from rich.text import Text
 
 _LONGEST_LINE = 1_000
 # Libraries take seconds to load, so there is something to show before the first step.
@@ -20,8 +25,36 @@ def say(line: str | None) -> None:
         sys.stderr.write(f"{printable(line, max_length=_LONGEST_LINE)}\n")
 
 
+class StatusLine:
+    """A line that shows the current step; without a status, it shows nothing.
+
+    Args:
+        status: Shows the words, animated by a thread.
+    """
+
+    def __init__(self, status: Status | None = None) -> None:
+        self._status = status
+
+    def __call__(self, words: str) -> None:
+        """Show a step."""
+        if self._status is not None:
+            self._status.update(_as_line(words))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the line away during a block, and end the thread."""
+        if self._status is None:
+            yield
+            return
+        self._status.stop()
+        try:
+            yield
+        finally:
+            self._status.start()
+
+
 @contextmanager
-def show_status(*, is_quiet: bool, delay_s: float = 0.0) -> Iterator[Callable[[str], None]]:
+def show_status(*, is_quiet: bool, delay_s: float = 0.0) -> Iterator[StatusLine]:
     """Yield a function that shows the current step on a line that vanishes in the end.
 
     It shows nothing if asked to be quiet, or if stderr is not a terminal. Enter it before libraries
@@ -32,15 +65,11 @@ def show_status(*, is_quiet: bool, delay_s: float = 0.0) -> Iterator[Callable[[s
         delay_s: Time after which the line appears. Work that is done by then shows none.
     """
     if is_quiet or not sys.stderr.isatty():
-        yield lambda _: None
+        yield StatusLine()
         return
     from rich.console import Console
-    from rich.text import Text
 
-    def as_line(words: str) -> Text:
-        return Text(printable(words), no_wrap=True, overflow="ellipsis")
-
-    status = Console(stderr=True).status(as_line(_FIRST_STEP))
+    status = Console(stderr=True).status(_as_line(_FIRST_STEP))
     starter = threading.Timer(delay_s, status.start)
     starter.daemon = True
     if delay_s:
@@ -48,10 +77,16 @@ def show_status(*, is_quiet: bool, delay_s: float = 0.0) -> Iterator[Callable[[s
     else:
         status.start()
     try:
-        yield lambda words: status.update(as_line(words))
+        yield StatusLine(status)
     finally:
         starter.cancel()
         if starter.is_alive():
             # It may be starting the line at this moment.
             starter.join()
         status.stop()
+
+
+def _as_line(words: str) -> Text:
+    from rich.text import Text
+
+    return Text(printable(words), no_wrap=True, overflow="ellipsis")

@@ -31,6 +31,7 @@ from moetool.memory.serving.deployment import choose_default_way
 from moetool.memory.serving.serve import refuse_sharing, serve_model
 from moetool.memory.unsimulated.reported import estimate_reported, refuse_for_reported
 from moetool.memory.unsimulated.tpu import estimate_on_tpu, refuse_on_tpu
+from moetool.process.fork import Pausing
 from moetool.process.quiet import quiet_transformers
 from moetool.process.turns import in_turn
 from moetool.simulation.memory.replay.second_process import SecondProcess, is_worthwhile
@@ -50,10 +51,15 @@ def estimate_memory(
     revision: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
+    pausing: Pausing | None = None,
 ) -> list[Estimate]:
     """Return the memory that each of several scenarios of a model needs, except of GGUF files.
 
-    The arguments and the errors are those of `moetool.estimate_memory`.
+    The other arguments and the errors are those of `moetool.estimate_memory`.
+
+    Args:
+        pausing: Stops the other threads, so that a copy of this process simulates variants; None if
+            this process may not be copied.
     """
     with SecondProcess() as second:
         return estimate_part(
@@ -71,6 +77,7 @@ def estimate_memory(
             trust_remote_code=trust_remote_code,
             on_progress=on_progress,
             second=second if is_worthwhile() else None,
+            pausing=pausing,
         )
 
 
@@ -92,6 +99,7 @@ def estimate_part(
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
     second: SecondProcess | None = None,
+    pausing: Pausing | None = None,
 ) -> list[Estimate]:
     """Return the estimates of some of several scenarios, after all of them have been checked.
 
@@ -101,6 +109,7 @@ def estimate_part(
     Args:
         part: The scenarios to estimate, by their positions.
         second: The process that replays long runs; None to replay all in this one.
+        pausing: As that of `estimate_memory`.
     """
     if clipped_sizes is None:
         clipped_sizes = SIZES_IN_CONTEXT if scenarios is None else ()
@@ -171,7 +180,7 @@ def estimate_part(
     estimates = []
     for wanted, scenario in zip(asked[part], scenarios[part], strict=True):
         estimate = estimate_scenario(
-            loader, scenario, named_gpu=named_gpu, trace=trace, second=second
+            loader, scenario, named_gpu=named_gpu, trace=trace, second=second, pausing=pausing
         )
         if shared is not None:
             estimate = replace(estimate, layouts=plan_layouts(loader, estimate, shared))

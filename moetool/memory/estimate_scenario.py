@@ -22,7 +22,12 @@ from moetool.catalogue.gpus import Gpu, read_gpus
 from moetool.errors import UsageError
 from moetool.memory.answers.figures import Basis, MemoryFigures, Method
 from moetool.memory.answers.on_gpus import Fit
-from moetool.memory.fitting.fits import QUANTIZATIONS, list_fits_everywhere, list_fits_on
+from moetool.memory.fitting.fits import list_fits_everywhere, list_fits_on
+from moetool.memory.fitting.variants import (
+    find_dequantized,
+    list_other_quantizations,
+    list_variants,
+)
 from moetool.memory.gaps import Gaps
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
 from moetool.memory.loaded.loaded_model import LoadedModel, ModelLoader
@@ -55,9 +60,10 @@ from moetool.memory.simulated.work import (
     MOST_WORK,
     NUM_BRIEF_PASSES,
     NUM_PASSES,
-    is_allowed_work,
+    count_modules,
     refuse_work,
 )
+from moetool.process.fork import Pausing
 from moetool.process.garbage import seldom_collected
 from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.sizes import count_plain_layer
@@ -79,6 +85,7 @@ def estimate_scenario(
     trace: Path | None,
     most_work: int = MOST_WORK,
     second: SecondProcess | None = None,
+    pausing: Pausing | None = None,
 ) -> Estimate:
     """Return the estimate of one scenario.
 
@@ -89,6 +96,8 @@ def estimate_scenario(
         most_work: The most work that simulations beyond the scenario's own may take, in units of
             `simulated.work`.
         second: The process that replays long runs; None to replay all in this one.
+        pausing: Stops the other threads, so that a copy of this process simulates variants; None if
+            this process may not be copied.
 
     Raises:
         InputError: The model's code can't run without data, or the trace can't be used.
@@ -102,6 +111,19 @@ def estimate_scenario(
             "weights can't be trained.",
             hint="Give --dtype bfloat16 to estimate a copy.",
         )
+    if pausing is None:
+        return _estimate(runs, scenario, named_gpu=named_gpu, trace=trace)
+    variants = list_variants(runs, scenario, work=count_modules(model.simulated))
+    with runs.sharing(variants, pausing=pausing):
+        return _estimate(runs, scenario, named_gpu=named_gpu, trace=trace)
+
+
+def _estimate(
+    runs: ModelRuns, scenario: Scenario, *, named_gpu: Gpu | None, trace: Path | None
+) -> Estimate:
+    """Return the estimate of a scenario that is possible."""
+    loader = runs.loader
+    model = loader.load(scenario)
     plain_run = runs.simulate(scenario, meanwhile=partial(_prepare, runs, scenario))
     in_full = runs.run(scenario)
     memory_bytes = None if named_gpu is None else named_gpu.memory_bytes
@@ -177,14 +199,8 @@ def estimate_scenario(
 
 def _prepare(runs: ModelRuns, scenario: Scenario, work: int) -> None:
     """Simulate other runs that an estimate needs, as far as their work is allowed."""
-    dequantized = _find_dequantized(runs, scenario)
-    if dequantized is not None and is_allowed_work(work, NUM_PASSES, most_work=runs.most_work):
-        runs.prepare(dequantized)
-    others = _list_other_quantizations(scenario)
-    num_passes = len(others) * NUM_BRIEF_PASSES
-    if is_allowed_work(work, num_passes, most_work=runs.most_work):
-        for quantization in others:
-            runs.prepare(scenario.quantized(quantization), is_brief=True)
+    for variant, is_brief in list_variants(runs, scenario, work=work):
+        runs.prepare(variant, is_brief=is_brief)
 
 
 def _limit(run: SimulatedRun, memory_bytes: int | None) -> SimulatedRun:
@@ -242,7 +258,7 @@ def _run_dequantized(
     runs: ModelRuns, scenario: Scenario, plain_run: SimulatedRun, *, gaps: Gaps
 ) -> SimulatedRun | None:
     """Return a run with the modules of dequantized weights, which make other activations."""
-    dequantized = _find_dequantized(runs, scenario)
+    dequantized = find_dequantized(runs, scenario)
     if dequantized is None:
         return plain_run
 
@@ -251,14 +267,6 @@ def _run_dequantized(
         return runs.simulate(dequantized)
 
     return gaps.unless_refused("The memory with dequantized weights is", run)
-
-
-def _find_dequantized(runs: ModelRuns, scenario: Scenario) -> Scenario | None:
-    """Return the scenario with dequantized weights; None if the modules are the same."""
-    if runs.loader.load(scenario).packed is None:
-        return None
-    dtype = str(runs.loader.builder.find_dtype(scenario)).removeprefix("torch.")
-    return replace(scenario, dtype=dtype)
 
 
 def _list_fits(
@@ -270,7 +278,7 @@ def _list_fits(
     gaps: Gaps,
 ) -> tuple[Fit, ...]:
     """Return where a scenario fits, under each quantization that can be simulated."""
-    others = _list_other_quantizations(scenario)
+    others = list_other_quantizations(scenario)
     quantizations = others
     if others and not gaps.is_allowed(
         f"Whether it fits with the quantization {' or '.join(others)} is",
@@ -303,13 +311,6 @@ def _list_fits(
         is_counted=is_counted,
     )
     return found or ()
-
-
-def _list_other_quantizations(scenario: Scenario) -> list[Quantization]:
-    """Return the quantizations that a scenario is simulated with as well."""
-    if scenario.task is Task.TRAIN:
-        return []
-    return [each for each in QUANTIZATIONS if each is not scenario.quantization]
 
 
 def _find_confirmation(

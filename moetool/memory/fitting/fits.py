@@ -168,7 +168,10 @@ class _Candidate:
     @cached_property
     def _older(self) -> OlderGpus | None:
         """GPUs on which transformers dequantizes the checkpoint; None if there are none."""
-        return None if self._in_full is None else self._runs.loader.load(self._scenario).older
+        # What bitsandbytes quantizes is the same on all.
+        if self._in_full is None or self._scenario.quantization is not Quantization.NONE:
+            return None
+        return self._runs.loader.load(self._scenario).older
 
     @cached_property
     def _dequantized(self) -> _Candidate | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -16,16 +16,25 @@ from moetool.memory.simulated.cases import HeldEnds, RecordedRun
 from moetool.memory.simulated.runs import record_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.simulated.work import MOST_WORK
+from moetool.process.fork import Pausing, SharedTasks, share_with_copy
 from moetool.process.garbage import seldom_collected
 from moetool.simulation.memory.replay.ends_replay import EndsReplay
 from moetool.simulation.memory.replay.memory_replay import MemoryProfile
-from moetool.simulation.memory.replay.second_process import SecondProcess
+from moetool.simulation.memory.replay.second_process import RunReplay, SecondProcess
 from moetool.simulation.memory.seen_runs import SeenByOptions
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.wording import format_bytes
 
 # A long generation takes up to 100 MB.
 _NUM_REPLAYS_KEPT = 4
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A run, and by how many bytes a GPU's weights are larger; None if that is unknown."""
+
+    run: SimulatedRun
+    shift_bytes: int | None
 
 
 @dataclass
@@ -51,6 +60,10 @@ class ModelRuns:
     _needs_data: dict[LoadingOptions, str | None] = field(default_factory=dict)
     # The errors of runs that were prepared.
     _refused: dict[tuple[Scenario, bool], MoetoolError] = field(default_factory=dict)
+    # By how much a GPU's weights are larger than those of a simulation with that many bytes.
+    _shifts: dict[tuple[LoadingOptions, int], int | None] = field(default_factory=dict)
+    # Runs that a copy of this process may simulate in its place.
+    _shared: SharedTasks[tuple[Scenario, bool], _Shared | MoetoolError] | None = None
 
     def simulate(
         self,
@@ -71,6 +84,7 @@ class ModelRuns:
             UsageError: The scenario is past the model's context, or can't be loaded.
         """
         is_brief = is_brief and (scenario, False) not in self._runs
+        self._take_shared(scenario, is_brief=is_brief)
         if (scenario, is_brief) in self._refused:
             raise self._refused[scenario, is_brief]
         if (scenario, is_brief) not in self._runs:
@@ -85,6 +99,52 @@ class ModelRuns:
             self.simulate(scenario, is_brief=is_brief)
         except MoetoolError as error:
             self._refused[scenario, is_brief] = error
+
+    @contextmanager
+    def sharing(
+        self, wanted: Sequence[tuple[Scenario, bool]], *, pausing: Pausing
+    ) -> Iterator[None]:
+        """Let a copy of this process simulate some of what is wanted, if one can be made.
+
+        Args:
+            wanted: Scenarios, each with whether it is brief.
+            pausing: Stops threads, as `share_with_copy` asks for it.
+        """
+
+        def begin() -> None:
+            self.loader, self.second = replace(self.loader, say=lambda _: None), None
+
+        tasks = {each: partial(self._simulate_shared, *each) for each in wanted}
+        with share_with_copy(tasks, pausing=pausing, begin=begin) as shared:
+            self._shared = shared if shared.has_copy else None
+            yield
+        self._shared = None
+
+    def _simulate_shared(self, scenario: Scenario, is_brief: bool) -> _Shared | MoetoolError:
+        try:
+            run = self._simulate(scenario, is_brief=is_brief)
+        except MoetoolError as error:
+            return error
+        shift_bytes = self._find_shift(scenario, simulated_bytes=run.own_weights_bytes)
+        # Other replays can't be pickled.
+        replay = run.replay if isinstance(run.replay, RunReplay) else None
+        return _Shared(replace(run, replay=replay), shift_bytes)
+
+    def _take_shared(self, scenario: Scenario, *, is_brief: bool) -> None:
+        """Take over a run that was shared, or its error."""
+        key = (scenario, is_brief)
+        if self._shared is None or key not in self._shared:
+            return
+        self._say(scenario)
+        found = self._shared.take(key)
+        if isinstance(found, MoetoolError):
+            self._refused[key] = found
+            return
+        self._runs[key] = found.run
+        self._shifts[scenario.loading, found.run.own_weights_bytes] = found.shift_bytes
+        if not is_brief:
+            self._needs_data[scenario.loading] = found.run.needs_data
+        self._drop_old_replays()
 
     def run(self, scenario: Scenario, *, is_brief: bool = False) -> SimulatedRun | None:
         """Return a run of a scenario with weights as a GPU holds them; None if those are unknown.
@@ -182,8 +242,12 @@ class ModelRuns:
 
     def _find_shift(self, scenario: Scenario, *, simulated_bytes: int) -> int | None:
         """Return by how much a GPU's weights are larger than a skeleton's; None if it is unknown."""
-        held_bytes = self.loader.load(scenario).count_held_bytes(simulated_bytes=simulated_bytes)
-        return None if held_bytes is None else held_bytes - simulated_bytes
+        key = (scenario.loading, simulated_bytes)
+        if key not in self._shifts:
+            model = self.loader.load(scenario)
+            held_bytes = model.count_held_bytes(simulated_bytes=simulated_bytes)
+            self._shifts[key] = None if held_bytes is None else held_bytes - simulated_bytes
+        return self._shifts[key]
 
     def _say(self, scenario: Scenario, step: str | None = None) -> None:
         words = self.purpose or f"simulating {self.loader.name(scenario)}"
@@ -204,7 +268,8 @@ class ModelRuns:
     ) -> SimulatedRun:
         recorded = self._record(scenario, is_brief=is_brief)
         profile = None
-        if self.second is not None and recorded.long_replay is not None:
+        # Two processes at work are as many as this one is sure to have cores for.
+        if self.second is not None and self._shared is None and recorded.long_replay is not None:
             pending = self.second.start(recorded.long_replay)
             if meanwhile is not None:
                 meanwhile(recorded.work)

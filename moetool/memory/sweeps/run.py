@@ -15,6 +15,7 @@ from moetool.errors import MoetoolError, OutOfMemoryError
 from moetool.memory.fitting.workers import choose_num_processes, work_in_processes
 from moetool.memory.scenario import Scenario
 from moetool.memory.sweeps.worker import SweepOptions, SweepTask
+from moetool.process.fork import Pausing, avoid_threads
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate
@@ -39,6 +40,7 @@ def estimate_models(
     *,
     on_progress: Callable[[str], None],
     num_processes: int | None = None,
+    pausing: Pausing | None = None,
 ) -> Iterator[tuple[str, Take]]:
     """Yield each model with a function that returns its estimates or raises its error, in order.
 
@@ -51,12 +53,15 @@ def estimate_models(
         on_progress: Receives a few words on each step.
         num_processes: Processes that work side by side; 1 for this one alone, None for as many as
             there are cores and memory for, if the sweep is long enough.
+        pausing: Stops the other threads, so that a copy of this process simulates variants where
+            it works alone; None if this process may not be copied.
     """
     if num_processes is None:
         num_processes = _choose_num_processes(len(models) * len(scenarios), options)
     if num_processes == 1:
         for name, reference in models:
-            yield name, partial(_estimate_here, reference, scenarios, options, on_progress)
+            here = partial(_estimate_here, reference, scenarios, options, on_progress, pausing)
+            yield name, here
         return
     yield from _estimate_in_processes(
         models, scenarios, options, on_progress=on_progress, num_processes=num_processes
@@ -76,10 +81,15 @@ def _estimate_here(
     scenarios: Sequence[Scenario],
     options: SweepOptions,
     on_progress: Callable[[str], None],
+    pausing: Pausing | None,
 ) -> list[Estimate]:
+    if pausing is not None:
+        avoid_threads()
     from moetool.memory.estimate import estimate_memory
 
-    return estimate_memory(reference, scenarios, **vars(options), on_progress=on_progress)
+    return estimate_memory(
+        reference, scenarios, **vars(options), on_progress=on_progress, pausing=pausing
+    )
 
 
 def _estimate_in_processes(

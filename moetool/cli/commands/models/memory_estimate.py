@@ -145,5 +145,6 @@ def memory_estimate(
         )
         asked = [(model, references[model]) for model in models if model in references]
         # torch loads here, after the checks, so that wrong options are reported before.
-        estimates = failures.collect(estimate_models(asked, scenarios, options, on_progress=show))
+        found = estimate_models(asked, scenarios, options, on_progress=show, pausing=show.paused)
+        estimates = failures.collect(found)
     files.write(estimates, failures)
