@@ -1,11 +1,14 @@
 """Time estimates beyond the imports, and a sweep in one process and in several.
 
     python -m benchmarks.memory.fast [MODEL ...]
+    python -m benchmarks.memory.fast --catalogue [MODEL ...]
     python -m benchmarks.memory.fast --sweep MODEL
 
 Each model is asked the simple questions, on all known GPUs and on one, and about eight GPUs under its
 tensor-parallel plan. Seconds are those of the processor, and are shown as multiples of the imports'
-too: other work on the machine slows both down. The sweep has 20 scenarios, and its two ways take turns
+too: other work on the machine slows both down. `--catalogue` asks the simple question about one
+GPU of each model in a process of its own, as the command does, with nothing known from earlier
+questions; its seconds are those of the clock, and the machine has to be idle. The sweep has 20 scenarios, and its two ways take turns
 in one run, so that their ratio means something there.
 """
 
@@ -14,8 +17,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -44,6 +49,8 @@ def main() -> None:
     """Print the times."""
     if sys.argv[1:2] == ["--sweep"]:
         compare_sweeps(sys.argv[2])
+    elif sys.argv[1:2] == ["--catalogue"]:
+        time_catalogue(sys.argv[2:])
     else:
         time_questions(sys.argv[1:] or list(_MODELS))
 
@@ -72,6 +79,33 @@ def time_questions(models: list[str]) -> None:
                 f"first {first:.2f} s",
                 flush=True,
             )
+
+
+def time_catalogue(models: list[str]) -> None:
+    """Print the seconds that the command takes for one GPU beyond the imports, model by model.
+
+    The imports include those of the model's own code, which a question about its parameters makes.
+    """
+    import torch
+
+    from moetool import inspect_model
+    from moetool.catalogue.published import read_published_models
+    from moetool.memory.estimate import estimate_memory
+
+    # With further threads, the process could not be copied.
+    torch.set_num_threads(1)
+    for model in models or sorted(read_published_models()):
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["MOETOOL_CACHE"] = folder
+            inspect_model(model)
+            start = time.perf_counter()
+            estimate_memory(model, gpu="h200", pausing=nullcontext)
+            print(f"{model}: {time.perf_counter() - start:.2f} s", flush=True)
+        os._exit(0)
 
 
 def compare_sweeps(model: str) -> None:

@@ -17,7 +17,7 @@ _CODE = "from tests.process.shared_tasks import {0}\n{0}()\n"
 
 @pytest.fixture(scope="module")
 def facts(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What became of the tasks, by how they ended; all in one process."""
+    """The facts of each way in which tasks end, by its name, found in one process."""
     folder = tmp_path_factory.mktemp("tasks")
     with forks.start(_CODE.format("main"), folder, environment=os.environ) as process:
         completed = finish(process)
