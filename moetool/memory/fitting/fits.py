@@ -122,7 +122,7 @@ class _Candidate:
         self._runs = runs
         self._scenario = scenario
         self._is_own = is_own
-        self._in_full = self._run_in_full() if is_simulated else None
+        self._is_simulated = is_simulated
         self._is_counted = is_counted
         self._num_gpus_by_memory: dict[int, int | None] = {}
 
@@ -156,8 +156,11 @@ class _Candidate:
             headroom_bytes=gpu.memory_bytes - total_bytes,
         )
 
-    def _run_in_full(self) -> SimulatedRun | None:
-        """Return the run without a limit on memory; None if it is unknown."""
+    @cached_property
+    def _in_full(self) -> SimulatedRun | None:
+        """The run without a limit on memory; None if it is unknown."""
+        if not self._is_simulated:
+            return None
         try:
             return self._runs.run(self._scenario, is_brief=not self._is_own)
         except MoetoolError:
