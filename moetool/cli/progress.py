@@ -30,10 +30,14 @@ class StatusLine:
 
     Args:
         status: Shows the words, animated by a thread.
+        starter: Starts the status, unless it has been started without it.
     """
 
-    def __init__(self, status: Status | None = None) -> None:
+    def __init__(
+        self, status: Status | None = None, starter: threading.Timer | None = None
+    ) -> None:
         self._status = status
+        self._starter = starter
 
     def __call__(self, words: str) -> None:
         """Show a step."""
@@ -42,8 +46,8 @@ class StatusLine:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Take the line away during a block, and end the thread."""
-        if self._status is None:
+        """Take the line away during a block, and end its thread."""
+        if self._status is None or (self._starter is not None and self._starter.is_alive()):
             yield
             return
         self._status.stop()
@@ -77,7 +81,7 @@ def show_status(*, is_quiet: bool, delay_s: float = 0.0) -> Iterator[StatusLine]
     else:
         status.start()
     try:
-        yield StatusLine(status)
+        yield StatusLine(status, starter)
     finally:
         starter.cancel()
         if starter.is_alive():

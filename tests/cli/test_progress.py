@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -80,6 +81,31 @@ def test_a_long_step_is_cut_where_the_terminal_ends(
         wait_for("…", terminal)
     assert "a step a step" in terminal.getvalue()
     assert "a step " * 9 not in terminal.getvalue()
+
+
+def test_a_pause_takes_the_line_away_and_ends_its_thread(make_terminal: MakeTerminal) -> None:
+    terminal = make_terminal()
+    before = set(threading.enumerate())
+    with show_status(is_quiet=False) as show:
+        show("before the pause")
+        wait_for("before the pause", terminal)
+        animating = set(threading.enumerate()) - before
+        assert animating
+        with show.paused():
+            for thread in animating:
+                thread.join(PATIENCE_S)
+            assert set(threading.enumerate()) <= before
+            length = len(terminal.getvalue())
+            show("in the pause")
+            assert len(terminal.getvalue()) == length
+        wait_for("in the pause", terminal)
+
+
+def test_a_pause_does_not_show_a_line_whose_time_has_not_come(make_terminal: MakeTerminal) -> None:
+    terminal = make_terminal()
+    with show_status(is_quiet=False, delay_s=LONGER_THAN_ANY_TEST_S) as show, show.paused():
+        show("a step")
+    assert terminal.getvalue() == ""
 
 
 def test_a_failure_takes_the_line_away(make_terminal: MakeTerminal) -> None:

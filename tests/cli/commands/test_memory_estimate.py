@@ -165,6 +165,8 @@ class FakeEstimates:
         self, model: Any, scenarios: Sequence[Scenario], **options: Any
     ) -> list[Estimate]:
         options.pop("on_progress")(f"[/] {model.text}")
+        with options.pop("pausing")():
+            pass
         self.asked.append((model.text, list(scenarios), options))
         return [
             replace(self.estimate, model=model.text, scenario=scenario) for scenario in scenarios
