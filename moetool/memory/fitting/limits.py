@@ -83,7 +83,12 @@ def find_limits(
             return _try_ends(run, gpu.memory_bytes)
         run = _require_weights(run)
         limited = runs.run_within(sized, gpu.memory_bytes, is_brief=True)
-        return Trial(run.figures.total_device_bytes, fits=limited is not None)
+        figures = run.figures
+        return Trial(
+            figures.total_device_bytes,
+            fits=limited is not None,
+            allocated_bytes=figures.peak_allocated_bytes + figures.context_bytes,
+        )
 
     def is_too_large(batch_size: int, num_prompt_tokens: int) -> bool:
         sized = replace(scenario, batch_size=batch_size, num_prompt_tokens=num_prompt_tokens)
@@ -109,8 +114,13 @@ def find_limits(
 def _try_ends(ends: HeldEnds, memory_bytes: int) -> AnyTrial:
     room = ends.find_room(memory_bytes)
     if room.needed_bytes is None:
-        return LateTrial(ends.count_needed, fits=room.fits, exceeded_bytes=memory_bytes)
-    return Trial(room.needed_bytes, fits=room.fits)
+        return LateTrial(
+            ends.count_needed,
+            fits=room.fits,
+            exceeded_bytes=memory_bytes,
+            allocated_bytes=room.allocated_bytes,
+        )
+    return Trial(room.needed_bytes, fits=room.fits, allocated_bytes=room.allocated_bytes)
 
 
 def _require_weights(run: SimulatedRun | None) -> SimulatedRun:

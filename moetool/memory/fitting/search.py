@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 
 from moetool.memory.answers.on_gpus import Limits
-from moetool.memory.fitting.trials import AnyTrial
+from moetool.memory.fitting.trials import AnyTrial, find_crossing, leap
 
 # A brief simulation of this many tokens takes about 2 s and 0.4 GiB, and of 2^27 tokens 13 s and 4 GiB:
 # the ids of all tokens are kept, in several copies of 8 bytes each.
@@ -260,7 +260,7 @@ def _find_largest(
     """
     seen: dict[int, AnyTrial] = {}
     fitting, failing = 0, largest + 1
-    is_largest_tried = False
+    is_largest_tried = is_leap_tried = False
     number: int | None = min(start, largest)
     while number is not None and number > 0:
         trial = try_number(number)
@@ -279,6 +279,12 @@ def _find_largest(
             last = try_number(largest)
             if last is not None and last.fits:
                 return largest, False
+        if is_beyond and not is_leap_tried and step == 1:
+            # A prompt's steps are coarse: the number at which they end depends on where they began.
+            is_leap_tried = True
+            fitting, failing = leap(
+                seen, try_number, memory_bytes, fitting=fitting, failing=failing
+            )
         if failing > largest:
             number = _grow(seen, memory_bytes, fitting=fitting, largest=largest, step=step)
         else:
@@ -299,7 +305,7 @@ def _grow(
         # It fits in less than it would take: mostly nothing larger does, and seldom much more.
         num_beyond = sum(trial.exceeds(memory_bytes) for trial in seen.values())
         return min(fitting + (step << (num_beyond - 1)), largest)
-    crossing = _find_crossing(seen, sorted(seen)[-2:], memory_bytes)
+    crossing = find_crossing(seen, sorted(seen)[-2:], memory_bytes)
     return most if crossing is None else min(max(crossing, fitting + step), most)
 
 
@@ -318,18 +324,8 @@ def _narrow(
         and seen[failing].exceeds(memory_bytes)
     ):
         nearest = sorted(seen, key=lambda number: abs(seen[number].total_bytes - memory_bytes))[:2]
-        crossing = _find_crossing(seen, nearest, memory_bytes)
+        crossing = find_crossing(seen, nearest, memory_bytes)
         if crossing is None or not fitting <= crossing < failing:
-            crossing = _find_crossing(seen, [fitting, failing], memory_bytes)
+            crossing = find_crossing(seen, [fitting, failing], memory_bytes)
         number = number if crossing is None else crossing
     return min(max(number, fitting + step), failing - step)
-
-
-def _find_crossing(
-    seen: Mapping[int, AnyTrial], numbers: Sequence[int], memory_bytes: int
-) -> int | None:
-    """Return the last number that fits, by a line through two; None if the line doesn't rise."""
-    one, other = sorted(numbers)
-    start_bytes = seen[one].total_bytes
-    rise = seen[other].total_bytes - start_bytes
-    return None if rise <= 0 else one + (memory_bytes - start_bytes) * (other - one) // rise

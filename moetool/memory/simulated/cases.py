@@ -123,6 +123,7 @@ class HeldEnds:
     def find_room(self, memory_bytes: int) -> Room:
         """Return what a GPU's memory means to the run."""
         room = self.replay.find_room(memory_bytes - self.other_bytes)
-        if room.needed_bytes is None:
-            return room
-        return room._replace(needed_bytes=room.needed_bytes + self.other_bytes)
+        return Room(
+            room.fits,
+            *(None if each is None else each + self.other_bytes for each in room[1:]),
+        )

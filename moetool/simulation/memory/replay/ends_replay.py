@@ -19,10 +19,13 @@ class Room(NamedTuple):
         fits: Whether the run completes.
         needed_bytes: The memory that it takes without the limit; None for an unknown number of bytes
             that is larger than the limit.
+        allocated_bytes: The part of it that is allocated at the peak of the run that completes; None
+            if none does.
     """
 
     fits: bool
     needed_bytes: int | None
+    allocated_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,14 @@ class EndsReplay:
         try:
             start = self._replay_start(capacity_bytes)
             if not start.num_retries:
-                needed_bytes = self._add_others(start, None).peak_reserved_bytes
+                whole = self._add_others(start, None)
+                needed_bytes = whole.peak_reserved_bytes
                 if needed_bytes <= capacity_bytes:
-                    return Room(fits=True, needed_bytes=needed_bytes)
-            self._add_others(start, capacity_bytes)
+                    return Room(True, needed_bytes, whole.peak_allocated_bytes)
+            whole = self._add_others(start, capacity_bytes)
         except DeviceFullError:
             return Room(fits=False, needed_bytes=needed_bytes)
-        return Room(fits=True, needed_bytes=needed_bytes)
+        return Room(True, needed_bytes, whole.peak_allocated_bytes)
 
     def _replay_start(self, capacity_bytes: int | None) -> MemoryProfile:
         return replay_timeline(

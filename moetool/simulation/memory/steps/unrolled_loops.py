@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -151,9 +152,11 @@ def _write_out(timeline: Timeline, numbers: Sequence[int]) -> Timeline:
         first = renumber.find(loop.first_block)
         # It also frees blocks of the iteration before it.
         is_moving = iteration.blocks >= first - loop.num_blocks
-        for more in range(1, number + 1):
-            blocks = iteration.blocks + is_moving * more * loop.num_blocks
-            tables.append(EventTable(blocks, iteration.num_bytes, iteration.origins))
+        # Of each iteration.  # (number, num_events)
+        moves = loop.num_blocks * np.outer(np.arange(1, number + 1), is_moving)
+        blocks = (iteration.blocks + moves).ravel()
+        others = (np.tile(column, number) for column in iteration.columns[1:])
+        tables.append(EventTable(blocks, *others))
         renumber.move(loop.first_block, number * loop.num_blocks)
     tables.append(renumber(events[start:]))
     grown = np.array(
@@ -200,9 +203,7 @@ class _Renumbering:
 
     def find(self, block: int) -> int:
         """Return a block's new number."""
-        return block + sum(
-            self._moves[: 1 + int(np.searchsorted(self._firsts, block, side="right"))]
-        )
+        return block + sum(self._moves[: 1 + bisect_right(self._firsts, block)])
 
     def move(self, first_block: int, num_more: int) -> None:
         """Add to the numbers from a block on, as they are before any is moved."""

@@ -55,12 +55,15 @@ def test_the_room_is_the_one_that_replays_show(
     assert room.fits == (needed_bytes <= capacity_bytes or complete(replay, capacity_bytes))
     if needed_bytes <= capacity_bytes or room.needed_bytes is not None:
         assert room.needed_bytes == needed_bytes
+    if room.fits:
+        limit = None if needed_bytes <= capacity_bytes else capacity_bytes
+        assert room.allocated_bytes == replay(limit).peak_allocated_bytes
 
 
 def test_what_a_run_needs_is_left_open_once_it_needs_more_than_there_is() -> None:
     end = write_end([(40 * MIB, False), (60 * MIB, False)], [(500, True)])
     replay = EndsReplay(end, [end], [30 * MIB])
-    assert replay.find_room(131 * MIB) == (True, None)
-    assert replay.find_room(132 * MIB) == (True, 132 * MIB)
-    assert replay.find_room(89 * MIB) == (False, None)
+    assert replay.find_room(131 * MIB)[:2] == (True, None)
+    assert replay.find_room(132 * MIB)[:2] == (True, 132 * MIB)
+    assert replay.find_room(89 * MIB) == (False, None, None)
     assert replay.weights_bytes == 30 * MIB
