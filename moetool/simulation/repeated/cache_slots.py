@@ -76,22 +76,26 @@ class CacheSlots:
             if isinstance(leaf, torch.Tensor)
         )
 
-    def describe_rest(self, fingerprints: Fingerprints, *, lengths: Mapping[str, int]) -> Hashable:
-        """Return the fingerprint of the rest of the cache, without entries put before the layer's.
+    def describe_rest(
+        self, fingerprints: Fingerprints, *, lengths: Mapping[str, int]
+    ) -> list[object]:
+        """Describe the rest of the cache, without entries put before the layer's.
+
+        This is done for each layer that runs, before and after, and a cache has many entries.
 
         Args:
-            fingerprints: Makes the fingerprints.
+            fingerprints: Describes values.
             lengths: Length of each of the cache's lists before the call.
         """
-        others = [
-            (name, index, fingerprints.of_attributes(entries[index]))
-            for name, entries in self._lists()
-            for index in range(lengths.get(name, 0))
-            if index not in self._indices
-        ]
-        num_after = [len(entries[max(self._indices) + 1 :]) for _, entries in self._lists()]
+        found: list[object] = []
+        for name, entries in self._lists():
+            found += (name, len(entries[max(self._indices) + 1 :]))
+            for index in range(lengths.get(name, 0)):
+                if index not in self._indices:
+                    fingerprints.list_attributes(entries[index], found)
         flags = {index: flag for index, flag in self._flags.items() if index not in self._indices}
-        return (tuple(others), tuple(num_after), fingerprints.of_value([self._find_plain(), flags]))
+        found.append(fingerprints.of_value([self._find_plain(), flags]))
+        return found
 
     def measure(self) -> dict[str, int]:
         """Return the length of each of the cache's lists."""

@@ -24,6 +24,8 @@ _SAYS_NOTHING = (frozenset(vars(nn.Module())) - {"training"}) | {"forward"}
 # Fields of configurations whose numbers are not layers.
 _NOT_BY_LAYER = frozenset({"id2label"})
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, type, torch.dtype, torch.device)
+# Of these, each value is of the class itself, in nearly all cases.
+_MOST_PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
 _CODE = (FunctionType, BuiltinFunctionType)
 _ROWS = (tuple, list)
 # Values of these classes are described in different ways: each by the first that it is of.
@@ -118,6 +120,31 @@ class Fingerprints:
         if not hasattr(instance, "__dict__") or isinstance(instance, torch.Tensor | dict | list):
             return self.of_value(instance)
         return (type(instance), self.of_value(vars(instance)))
+
+    def list_attributes(self, instance: object, found: list[object]) -> None:
+        """Append what the fingerprint of an object by its attributes says, one by one.
+
+        Lists are made and compared in half the time, but can't be looked up.
+        """
+        if not hasattr(instance, "__dict__") or isinstance(instance, torch.Tensor | dict | list):
+            found.append(self.of_value(instance))
+        else:
+            found.append(type(instance))
+            self._list_items(vars(instance), found)
+
+    def _list_items(self, values: dict[Any, Any], found: list[object]) -> None:
+        found.append(len(values))
+        for name, value in values.items():
+            found.append(name if name.__class__ is str else self.of_value(name))
+            kind = value.__class__
+            if kind is torch.Tensor:
+                found += (kind, value.shape, value.stride(), value.dtype, value.device)
+            elif kind in _MOST_PLAIN:
+                found += (kind, value)
+            elif kind is dict:
+                self._list_items(value, found)
+            else:
+                found.append(self.of_value(value))
 
     def of_layer(self, layer: ModelModules) -> OfLayer:
         """Return the fingerprint of a layer: its modules and all they hold except their index."""

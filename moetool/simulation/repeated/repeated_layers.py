@@ -182,7 +182,7 @@ class RepeatedLayers:
         self.num_run += 1
         lengths = slot.measure() if slot else {}
 
-        def describe_surroundings() -> Hashable:
+        def describe_surroundings() -> tuple[Hashable, list[object] | None]:
             return (
                 self._fingerprints.of_value((args, kwargs)),
                 slot.describe_rest(self._fingerprints, lengths=lengths) if slot else None,
