@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -155,8 +155,13 @@ class _NoInitialValues(TorchFunctionMode):
 @contextmanager
 def created_on(device: str) -> Iterator[None]:
     """Create tensors on a device, on `meta` without filling them."""
-    with torch.device(device), _NoInitialValues() if device == "meta" else nullcontext():
+    with torch.device(device), without_initial_values() if device == "meta" else nullcontext():
         yield
+
+
+def without_initial_values() -> AbstractContextManager[object]:
+    """Create parameters on `meta` without filling them."""
+    return _NoInitialValues()
 
 
 def find_embedding(model: PreTrainedModel) -> nn.Module | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from moetool.anatomy.skeleton.build import without_initial_values
 from moetool.anatomy.skeleton.copies import copy_skeleton
 from moetool.simulation.meta.replaced import replaced
 
@@ -38,7 +39,7 @@ def convert_to_fp8(skeleton: PreTrainedModel, stated: Mapping[str, Any]) -> PreT
     quantizer: Any = FineGrainedFP8HfQuantizer(
         config_class.from_dict(dict(stated)), pre_quantized=True
     )
-    with _with_own_classes():
+    with _with_own_classes(), without_initial_values():
         quantizer._process_model_before_weight_loading(loaded)
     for plan in (loaded.tp_plan, loaded.ep_plan):
         quantizer.update_parallel_plan(loaded, plan)
