@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -24,6 +25,7 @@ from moetool.checkpoint.config import make_config
 from moetool.checkpoint.subject import Subject
 from moetool.errors import UsageError
 from moetool.memory.loaded.cache_refusals import refuse_quantized_cache
+from moetool.memory.loaded.rotary_frequencies import laying_out_frequencies_once
 from moetool.memory.scenario import CacheKind, Dtype, Scenario, Task
 from moetool.quantizing.kinds import Quantization
 from moetool.simulation.attention.flash import is_flash, set_flash
@@ -188,7 +190,8 @@ class SkeletonBuilder:
         # If config.json names no class, this one may be for the text model's configuration only.
         takes_config = whole is not None and whole.config_class is type(config)
         if whole is not None and takes_config and whole.can_generate():
-            return build_model(whole, config, dtype=dtype, device=device)
+            with laying_out_frequencies_once() if device == "meta" else nullcontext():
+                return build_model(whole, config, dtype=dtype, device=device)
         for holder in (config, config.get_text_config()):
             holder.dtype = dtype
         skeleton = build_skeleton(config, trust_remote_code=self.trust_remote_code, device=device)
