@@ -13,6 +13,8 @@ from transformers.cache_utils import Cache
 from moetool.anatomy.caches import find_caches, name_fields
 from moetool.simulation.memory.allocations import AllocationRecorder
 
+_PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
+
 
 def find_cache_tensors(output: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors of the cache in a model's or `generate`'s output."""
@@ -35,7 +37,12 @@ def _find_tensors(value: Any, *, is_in_cache: bool = False) -> Iterator[torch.Te
         yield from _find_tensors(parts) if parts else [value]
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _find_tensors(item, is_in_cache=is_in_cache)
+            kind = type(item)
+            # Nearly all that a cache holds, looked at before and after each step.
+            if kind is torch.Tensor:
+                yield item
+            elif kind not in _PLAIN:
+                yield from _find_tensors(item, is_in_cache=is_in_cache)
     elif isinstance(value, dict):
         yield from _find_tensors(list(value.values()), is_in_cache=is_in_cache)
     elif isinstance(value, Cache) or (is_in_cache and _keeps_state(value)):
