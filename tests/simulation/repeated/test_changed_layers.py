@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -247,6 +248,72 @@ def test_a_layer_that_changes_another_slot_runs_each_time(model: Model, num_kept
         keys = torch.empty(1, 1, num_kept, 8, device="meta")
         cache.update(keys, keys, index)
     assert run(model, cache=cache) == list(range(NUM_LAYERS))
+
+
+def put_keys_of_another_width(entry: Any) -> None:
+    entry.keys = torch.empty(1, 1, 2, entry.keys.shape[-1] + 1, device="meta")
+
+
+def put_keys_of_another_dtype(entry: Any) -> None:
+    is_float = entry.keys.dtype == torch.float32
+    entry.keys = entry.keys.to(torch.float64 if is_float else torch.float32)
+
+
+def transpose_keys_in_place(entry: Any) -> None:
+    entry.keys.transpose_(-1, -2)
+
+
+def add_an_attribute(entry: Any) -> None:
+    setattr(entry, f"extra_{len(vars(entry))}", None)
+
+
+def turn_a_number_into_a_flag(entry: Any) -> None:
+    entry.number = True if type(entry.number) is int else 1
+
+
+def count_in_a_dictionary(entry: Any) -> None:
+    entry.counts["seen"] += 1
+
+
+def lengthen_a_buffer(entry: Any) -> None:
+    entry.buffers["a"]["b"] = torch.empty(len(entry.buffers["a"]["b"]) + 1, device="meta")
+
+
+def append_to_a_list(entry: Any) -> None:
+    entry.pending.append(1)
+
+
+def put_back_the_same(entry: Any) -> None:
+    entry.keys = torch.empty_like(entry.keys)
+    entry.counts = {"seen": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_noticed"),
+    [
+        (put_keys_of_another_width, True),
+        (put_keys_of_another_dtype, True),
+        (transpose_keys_in_place, True),
+        (add_an_attribute, True),
+        (turn_a_number_into_a_flag, True),
+        (count_in_a_dictionary, True),
+        (lengthen_a_buffer, True),
+        (append_to_a_list, True),
+        (put_back_the_same, False),
+    ],
+)
+def test_whatever_a_layer_changes_in_an_entry_of_no_layer_is_noticed(
+    model: Model, change: Callable[[Any], None], is_noticed: bool
+) -> None:
+    cache = DynamicCache()
+    for index in range(NUM_LAYERS + 1):
+        keys = torch.empty(1, 1, 2, 8, device="meta")
+        cache.update(keys, keys, index)
+    entry: Any = cache.layers[NUM_LAYERS]
+    entry.counts, entry.number, entry.pending = {"seen": 0}, 1, []
+    entry.buffers = {"a": {"b": torch.empty(1, device="meta")}}
+    let_each(model, lambda *_, **__: change(entry))
+    assert run(model, cache=cache) == (list(range(NUM_LAYERS)) if is_noticed else [0])
 
 
 def test_a_layer_given_what_cannot_be_looked_into_runs(model: Model) -> None:
