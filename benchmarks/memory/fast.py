@@ -6,10 +6,10 @@
 
 Each model is asked the simple questions, on all known GPUs and on one, and about eight GPUs under its
 tensor-parallel plan. Seconds are those of the processor, and are shown as multiples of the imports'
-too: other work on the machine slows both down. `--catalogue` asks the simple question about one
-GPU of each model in a process of its own, as the command does, with nothing known from earlier
-questions; its seconds are those of the clock, and the machine has to be idle. The sweep has 20 scenarios, and its two ways take turns
-in one run, so that their ratio means something there.
+too: other work on the machine slows both down. With `--catalogue`, each model is asked about one GPU
+in a process that knows nothing from earlier questions and that may be copied, as that of the command.
+Those seconds are the clock's: nothing else may run. The sweep has 20 scenarios, and its two ways take
+turns in one run, so that their ratio means something there.
 """
 
 from __future__ import annotations

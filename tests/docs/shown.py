@@ -24,6 +24,7 @@ from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario
 from moetool.memory.sweeps import run
 from moetool.memory.sweeps.worker import SweepOptions
+from moetool.process.fork import Pausing
 from tests.command import run_main
 from tools.refresh_docs import SHOWN_CODES, find_command, make_environment
 
@@ -86,9 +87,10 @@ def _estimate_once(
     scenarios: Sequence[Scenario],
     options: SweepOptions,
     on_progress: Callable[[str], None],
+    pausing: Pausing | None,
 ) -> list[Estimate]:
     """Return the estimates of a model, which one page may show as a table and as CSV."""
-    del on_progress
+    del on_progress, pausing
     return _keep_estimates(model, tuple(scenarios), options)
 
 
@@ -96,7 +98,7 @@ def _estimate_once(
 def _keep_estimates(
     model: ModelReference, scenarios: tuple[Scenario, ...], options: SweepOptions
 ) -> list[Estimate]:
-    return _estimate(model, scenarios, options, lambda _: None)
+    return _estimate(model, scenarios, options, lambda _: None, None)
 
 
 def work_here(
