@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -33,11 +34,15 @@ def laying_out_frequencies_once() -> Iterator[None]:
 
 
 def _run_in(kernels: list[MetaKernels], function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that runs another one in a mode, for as long as the mode is in the list."""
+    """Return a function that runs another one in a mode, for as long as the mode is in the list.
+
+    Only this thread is meant: the functions belong to the process.
+    """
+    thread = threading.get_ident()
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with kernels[0] if kernels else nullcontext():
+        with kernels[0] if kernels and threading.get_ident() == thread else nullcontext():
             return function(*args, **kwargs)
 
     return run

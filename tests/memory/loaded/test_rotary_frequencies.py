@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -69,3 +70,9 @@ def test_the_functions_are_themselves_again_even_those_that_were_kept(
         assert isinstance(kept(), MetaKernels)
     assert before == FUNCTIONS
     assert kept() is None
+
+
+def test_other_threads_compute_without_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FUNCTIONS, "test", _get_current_dispatch_mode)
+    with laying_out_frequencies_once(), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(FUNCTIONS["test"]).result() is None
