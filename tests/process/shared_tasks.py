@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from moetool.process.fork import share_with_copy
+from moetool.process import fork
+from moetool.process.fork import SharedTasks
 
 _DEADLINE_S = 120
 # More than a pipe holds.
@@ -55,9 +57,14 @@ def hold() -> None:
         time.sleep(_DEADLINE_S)
 
 
-def forking(tasks: Mapping[str, Callable[[], Any]]) -> Any:
-    """Share tasks in a process without other threads."""
-    return share_with_copy(tasks, pausing=nullcontext)
+@contextmanager
+def forking(tasks: Mapping[str, Callable[[], Any]]) -> Iterator[SharedTasks[str, Any]]:
+    """Share tasks in a process without other threads, whatever cores it has."""
+    with (
+        patch.object(fork, "count_cores", return_value=2),
+        fork.share_with_copy(tasks, pausing=nullcontext) as shared,
+    ):
+        yield shared
 
 
 def share(folder: Path) -> list[str]:
@@ -150,7 +157,10 @@ def fork_with_thread() -> list[bool]:
 
     found = []
     for pausing in (nullcontext, stopping):
-        with share_with_copy({"one": lambda: 1}, pausing=pausing) as shared:
+        with (
+            patch.object(fork, "count_cores", return_value=2),
+            fork.share_with_copy({"one": lambda: 1}, pausing=pausing) as shared,
+        ):
             found.append(shared.has_copy)
             assert shared.take("one") == 1
     return found
@@ -160,7 +170,7 @@ def fork_on_one_core() -> bool:
     """Return whether there is a copy on one core."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
-    with forking({"one": lambda: 1}) as shared:
+    with fork.share_with_copy({"one": lambda: 1}, pausing=nullcontext) as shared:
         found: bool = shared.has_copy
     os.sched_setaffinity(0, cores)
     return found
