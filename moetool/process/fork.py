@@ -57,6 +57,12 @@ class _Channels:
         claimed = self.claims.read(1)
         return claimed[0] if claimed else None
 
+    def is_answered(self) -> bool:
+        """Return whether the copy has written an answer, or has ended."""
+        notices = select.poll()
+        notices.register(self.notices, select.POLLIN)
+        return bool(notices.poll(0))
+
 
 class SharedTasks(Generic[Key, Answer]):
     """Tasks, of which each is worked on by this process or by its copy.
@@ -73,6 +79,8 @@ class SharedTasks(Generic[Key, Answer]):
         self._keys = list(tasks)
         self._channels = channels
         self._answers: dict[Key, Answer] = {}
+        # Tasks with errors, which are raised where their answers are taken.
+        self._failed: set[Key] = set()
 
     @property
     def has_copy(self) -> bool:
@@ -91,18 +99,20 @@ class SharedTasks(Generic[Key, Answer]):
         Raises:
             KeyError: There is no such task, or it was taken.
         """
-        while self._channels is not None and key not in self._answers:
+        while self._channels is not None and key not in (*self._answers, *self._failed):
             self._work_or_wait(self._channels)
         task = self._tasks.pop(key)
         return self._answers.pop(key) if key in self._answers else task()
 
     def _work_or_wait(self, channels: _Channels) -> None:
         """Add the next answer of this process or of its copy, unless that has ended."""
-        is_answered, _, _ = select.select([channels.notices], [], [], 0)
-        claimed = None if is_answered else channels.claim()
+        claimed = None if channels.is_answered() else channels.claim()
         if claimed is not None:
             key = self._keys[claimed]
-            self._answers[key] = self._tasks[key]()
+            try:
+                self._answers[key] = self._tasks[key]()
+            except Exception:  # noqa: BLE001 - it is raised again
+                self._failed.add(key)
         elif channels.notices.read(1):
             index, answer = pickle.load(channels.answers)
             self._answers[self._keys[index]] = answer
@@ -156,7 +166,14 @@ def share_with_copy(
 
 
 def _may_fork() -> bool:
-    return sys.platform == "linux" and count_cores() > 1 and _THREADS.is_dir()
+    # Where ends of processes are ignored, as some programs have those that they start do, the
+    # system forgets a copy by itself.
+    return (
+        sys.platform == "linux"
+        and count_cores() > 1
+        and _THREADS.is_dir()
+        and signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN
+    )
 
 
 @contextmanager
@@ -198,7 +215,8 @@ def _blocking_signals() -> Iterator[set[int]]:
 def _fork() -> int | None:
     """Fork, and return what `os.fork` does; None if there are other threads, or too little memory."""
     for thread in threading.enumerate():
-        if thread is not threading.current_thread():
+        # Those that Python did not start can't be waited for.
+        with suppress(RuntimeError, AssertionError):
             thread.join(_ENDING_S)
     began = time.monotonic()
     while len(os.listdir(_THREADS)) > 1:
@@ -228,6 +246,8 @@ def _answer(
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+            # Without a reader, its next notice ends it.
+            channels.notices.close()
             begin()
             functions = list(tasks.values())
             while (index := channels.claim()) is not None:

@@ -31,8 +31,10 @@ def main() -> None:
         "failed": lambda folder: end_copy(folder, lambda: 1 / 0),
         "unpicklable": lambda folder: end_copy(folder, lambda: lambda: None),
         "error": fail,
+        "other error": fail_at_another,
         "handlers": find_handlers,
         "threads": lambda _: fork_with_thread(),
+        "ends ignored": lambda _: fork_without_ends(),
         "one core": lambda _: fork_on_one_core(),
         "block": lambda _: leave_block(),
     }
@@ -131,14 +133,47 @@ def fail(folder: Path) -> str:
     return "lost"
 
 
+def fail_at_another(folder: Path) -> list[str]:
+    """Have the copy wait for a task that ends with an error in this process."""
+    begun, done = folder / "begun", folder / "done"
+    parent = os.getpid()
+
+    def wait() -> str:
+        begun.touch()
+        wait_for(done)
+        return whose(parent)
+
+    def end() -> float:
+        done.touch()
+        return 1 / 0
+
+    with forking({"waits": wait, "fails": end}) as shared:
+        wait_for(begun)
+        found = [shared.take("waits")]
+        try:
+            shared.take("fails")
+        except ZeroDivisionError:
+            found.append("raised")
+        return found
+
+
 def find_handlers(folder: Path) -> list[bool]:
-    """Return whether a signal with a handler, and one that is ignored, would end the copy."""
+    """Return whether a signal with a handler, and one that is ignored, would end the copy.
+
+    The last value is whether both would reach it.
+    """
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     numbers = (signal.SIGTERM, signal.SIGINT)
-    found: list[bool] = begin_in_copy(
-        folder, lambda: [signal.getsignal(number) is signal.SIG_DFL for number in numbers]
-    )
+
+    def find() -> list[bool]:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return [
+            *(signal.getsignal(number) is signal.SIG_DFL for number in numbers),
+            blocked.isdisjoint(numbers),
+        ]
+
+    found: list[bool] = begin_in_copy(folder, find)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return found
@@ -166,6 +201,15 @@ def fork_with_thread() -> list[bool]:
     return found
 
 
+def fork_without_ends() -> bool:
+    """Return whether there is a copy where ends of processes are ignored."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with forking({"one": lambda: 1}) as shared:
+        found = shared.has_copy
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return found
+
+
 def fork_on_one_core() -> bool:
     """Return whether there is a copy on one core."""
     cores = os.sched_getaffinity(0)
@@ -179,7 +223,8 @@ def fork_on_one_core() -> bool:
 def leave_block() -> str:
     """Leave a copy that is at work, by an error."""
     try:
-        with forking({"work": lambda: time.sleep(_DEADLINE_S)}):
+        with forking({"work": lambda: time.sleep(_DEADLINE_S)}) as shared:
+            assert shared.has_copy
             raise KeyboardInterrupt
     except KeyboardInterrupt:
         pass

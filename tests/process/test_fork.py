@@ -41,10 +41,11 @@ def test_what_a_copy_leaves_is_done_by_the_process(facts: dict[str, Any], end: s
 
 def test_an_error_is_raised_where_the_answer_is_taken(facts: dict[str, Any]) -> None:
     assert facts["error"] == "raised"
+    assert facts["other error"] == ["copy", "raised"]
 
 
 def test_signals_end_a_copy_unless_they_are_ignored(facts: dict[str, Any]) -> None:
-    assert facts["handlers"] == [True, False]
+    assert facts["handlers"] == [True, False, True]
 
 
 def test_only_a_process_without_other_threads_is_copied(facts: dict[str, Any]) -> None:
@@ -53,6 +54,10 @@ def test_only_a_process_without_other_threads_is_copied(facts: dict[str, Any]) -
 
 def test_a_process_on_one_core_is_not_copied(facts: dict[str, Any]) -> None:
     assert facts["one core"] is False
+
+
+def test_a_process_that_ignores_ends_of_others_is_not_copied(facts: dict[str, Any]) -> None:
+    assert facts["ends ignored"] is False
 
 
 def test_a_copy_ends_with_the_block(facts: dict[str, Any]) -> None:

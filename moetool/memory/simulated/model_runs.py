@@ -20,7 +20,7 @@ from moetool.process.fork import Pausing, SharedTasks, share_with_copy
 from moetool.process.garbage import seldom_collected
 from moetool.simulation.memory.replay.ends_replay import EndsReplay
 from moetool.simulation.memory.replay.memory_replay import MemoryProfile
-from moetool.simulation.memory.replay.second_process import RunReplay, SecondProcess
+from moetool.simulation.memory.replay.second_process import SecondProcess
 from moetool.simulation.memory.seen_runs import SeenByOptions
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.wording import format_bytes
@@ -126,9 +126,7 @@ class ModelRuns:
         except MoetoolError as error:
             return error
         shift_bytes = self._find_shift(scenario, simulated_bytes=run.own_weights_bytes)
-        # Other replays can't be pickled.
-        replay = run.replay if isinstance(run.replay, RunReplay) else None
-        return _Shared(replace(run, replay=replay), shift_bytes)
+        return _Shared(run, shift_bytes)
 
     def _take_shared(self, scenario: Scenario, *, is_brief: bool) -> None:
         """Take over a run that was shared, or its error."""

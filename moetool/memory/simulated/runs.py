@@ -24,13 +24,16 @@ from moetool.memory.simulated.assisted_runs import simulate_rounds
 from moetool.memory.simulated.cases import Case, RecordedRun, Simulation
 from moetool.memory.simulated.ends import simulate_ends
 from moetool.memory.simulated.routing_modules import find_routing_modules
-from moetool.memory.simulated.short_prompts import SHORT_PROMPTS, profile_by_short_prompts
+from moetool.memory.simulated.short_prompts import (
+    SHORT_PROMPTS,
+    ExtrapolatedReplay,
+    profile_by_short_prompts,
+)
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.memory.simulated.work import count_modules, measure_work
 from moetool.simulation.attention.flash import is_flash
 from moetool.simulation.attention.flex import FLEX_ATTENTION
 from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
-from moetool.simulation.memory.allocator.caching_allocator import DeviceFullError
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.memory.long_generation import (
     DEFAULT_BUDGET,
@@ -298,11 +301,7 @@ def _generate_from_start(run: MemoryRun, scenario: Scenario) -> Timeline:
 
 
 def _simulate_short_prompts(case: Case, *, notes: list[str]) -> Simulation:
-    """Return a simulation that follows from shorter prompts, which are run here.
-
-    Memory that the allocator could give back is unknown: the run completes if everything it asks
-    for is available.
-    """
+    """Return a simulation that follows from shorter prompts, which are run here."""
     notes.append(
         "Some of its layers process one token at a time: the figures follow from those of prompts of "
         f"{SHORT_PROMPTS[0]} and {SHORT_PROMPTS[1]} tokens."
@@ -335,10 +334,4 @@ def _simulate_short_prompts(case: Case, *, notes: list[str]) -> Simulation:
         num_prompt_tokens=scenario.num_prompt_tokens,
         num_new_tokens=scenario.num_new_tokens,
     )
-
-    def replay(capacity_bytes: int | None) -> MemoryProfile:
-        if capacity_bytes is not None and found.peak_reserved_bytes > capacity_bytes:
-            raise DeviceFullError
-        return found
-
-    return Simulation(replay, work=work)
+    return Simulation(ExtrapolatedReplay(found), work=work)

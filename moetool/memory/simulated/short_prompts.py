@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from moetool.simulation.memory.allocator.caching_allocator import DeviceFullError
 from moetool.simulation.memory.replay.memory_replay import MemoryProfile, PhasePeak
 from moetool.simulation.memory.timeline import AllocatedParts
 
 # Long enough that the same operations as in long prompts make the peaks, and short enough to take
 # seconds.
 SHORT_PROMPTS = (128, 256)
+
+
+@dataclass(frozen=True)
+class ExtrapolatedReplay:
+    """A function that replays a run of which only the profile is known.
+
+    Memory that the allocator could give back is unknown: the run completes if everything it asks
+    for is available.
+
+    Attributes:
+        profile: The profile of the run.
+    """
+
+    profile: MemoryProfile
+
+    def __call__(self, capacity_bytes: int | None) -> MemoryProfile:
+        """Return the memory that the run takes.
+
+        Args:
+            capacity_bytes: Memory of the GPU that torch's allocator may reserve; None for no limit.
+
+        Raises:
+            DeviceFullError: The run takes more.
+        """
+        if capacity_bytes is not None and self.profile.peak_reserved_bytes > capacity_bytes:
+            raise DeviceFullError
+        return self.profile
 
 
 def profile_by_short_prompts(

@@ -39,6 +39,9 @@ def run_in_both(action: Callable[[int], Result], folder: Path) -> list[Result]:
     for child in children:
         child.start()
     for child in children:
+        # It ends by itself before, unless it never began.
+        child.join(2 * _END_S)
+        child.kill()
         child.join()
     ended = [_read(rank, folder, child.exitcode) for rank, child in enumerate(children)]
     failures = [failure for _, failure in ended if failure is not None]
@@ -52,7 +55,8 @@ def _read(rank: int, folder: Path, exit_code: int | None) -> tuple[Any, str | No
     if found.exists():
         result, failure = pickle.loads(found.read_bytes())
         return result, failure and f"process {rank} failed:\n{failure}"
-    stacks = (folder / f"{rank}.stacks").read_text()
+    file = folder / f"{rank}.stacks"
+    stacks = file.read_text() if file.exists() else "it never began"
     return None, f"process {rank} ended with exit code {exit_code} and without a result:\n{stacks}"
 
 
