@@ -136,9 +136,9 @@ def share_with_copy(
 ) -> Iterator[SharedTasks[Key, Answer]]:
     """Share tasks with a copy of this process during the block.
 
-    There is no copy without a second core, if this process has other threads, because locks that
-    they hold would stay locked in it, and elsewhere than on Linux. It ends with the block, or with
-    this process.
+    There is no copy without a second core, elsewhere than on Linux, where ends of processes are
+    ignored, or if this process has other threads, because locks that they hold would stay locked in
+    it. A copy ends with the block, or with this process.
 
     Args:
         tasks: Return answers that can be pickled. The copy ends with an error of a task.
