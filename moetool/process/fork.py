@@ -97,7 +97,7 @@ class SharedTasks(Generic[Key, Answer]):
         While the copy works on it, this process works on others.
 
         Raises:
-            KeyError: There is no such task, or it was taken.
+            KeyError: The task is unknown, or its answer was taken before.
         """
         while self._channels is not None and key not in (*self._answers, *self._failed):
             self._work_or_wait(self._channels)
@@ -136,9 +136,9 @@ def share_with_copy(
 ) -> Iterator[SharedTasks[Key, Answer]]:
     """Share tasks with a copy of this process during the block.
 
-    There is no copy without a second core, elsewhere than on Linux, where ends of processes are
-    ignored, or if this process has other threads, because locks that they hold would stay locked in
-    it. A copy ends with the block, or with this process.
+    No copy is made unless this is Linux and there is a second core. Nor is one made if ends of
+    processes are ignored, or if this process has other threads: locks that they hold would stay
+    locked in the copy. It ends with the block, or with this process.
 
     Args:
         tasks: Return answers that can be pickled. The copy ends with an error of a task.

@@ -69,23 +69,31 @@ def forking(tasks: Mapping[str, Callable[[], Any]]) -> Iterator[SharedTasks[str,
         yield shared
 
 
-def share(folder: Path) -> list[str]:
-    """Have the copy wait for a task that this process works on meanwhile."""
+@contextmanager
+def copy_waiting(folder: Path, work: Callable[[], Any]) -> Iterator[SharedTasks[str, Any]]:
+    """Have the copy wait in its task, "waits", for this process to begin the other one, "works"."""
     begun, done = folder / "begun", folder / "done"
+    parent = os.getpid()
 
     def wait() -> str:
         begun.touch()
         wait_for(done)
         return whose(parent)
 
-    def finish() -> str:
+    def begin() -> Any:
         done.touch()
-        return whose(parent)
+        return work()
 
-    parent = os.getpid()
-    with forking({"waits": wait, "finishes": finish}) as shared:
+    with forking({"waits": wait, "works": begin}) as shared:
         wait_for(begun)
-        return [shared.take("waits"), shared.take("finishes")]
+        yield shared
+
+
+def share(folder: Path) -> list[str]:
+    """Take the answer of a copy that waits for this process, and then this process's own."""
+    parent = os.getpid()
+    with copy_waiting(folder, lambda: whose(parent)) as shared:
+        return [shared.take("waits"), shared.take("works")]
 
 
 def answer_at_length(folder: Path) -> list[object]:
@@ -134,24 +142,11 @@ def fail(folder: Path) -> str:
 
 
 def fail_at_another(folder: Path) -> list[str]:
-    """Have the copy wait for a task that ends with an error in this process."""
-    begun, done = folder / "begun", folder / "done"
-    parent = os.getpid()
-
-    def wait() -> str:
-        begun.touch()
-        wait_for(done)
-        return whose(parent)
-
-    def end() -> float:
-        done.touch()
-        return 1 / 0
-
-    with forking({"waits": wait, "fails": end}) as shared:
-        wait_for(begun)
+    """Take the answer of a copy that waits for this process, whose task ends with an error."""
+    with copy_waiting(folder, lambda: 1 / 0) as shared:
         found = [shared.take("waits")]
         try:
-            shared.take("fails")
+            shared.take("works")
         except ZeroDivisionError:
             found.append("raised")
         return found

@@ -266,7 +266,7 @@ class ModelRuns:
     ) -> SimulatedRun:
         recorded = self._record(scenario, is_brief=is_brief)
         profile = None
-        # Two processes at work are as many as this one is sure to have cores for.
+        # A copy of this process keeps the second core busy.
         if self.second is not None and self._shared is None and recorded.long_replay is not None:
             pending = self.second.start(recorded.long_replay)
             if meanwhile is not None:

@@ -12,8 +12,7 @@ from transformers.cache_utils import Cache
 
 from moetool.anatomy.caches import find_caches, name_fields
 from moetool.simulation.memory.allocations import AllocationRecorder
-
-_PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
+from moetool.simulation.repeated.fingerprints import PLAIN_CLASSES
 
 
 def find_cache_tensors(output: Any) -> Iterator[torch.Tensor]:
@@ -41,7 +40,7 @@ def _find_tensors(value: Any, *, is_in_cache: bool = False) -> Iterator[torch.Te
             # Nearly all that a cache holds, looked at before and after each step.
             if kind is torch.Tensor:
                 yield item
-            elif kind not in _PLAIN:
+            elif kind not in PLAIN_CLASSES:
                 yield from _find_tensors(item, is_in_cache=is_in_cache)
     elif isinstance(value, dict):
         yield from _find_tensors(list(value.values()), is_in_cache=is_in_cache)

@@ -29,7 +29,7 @@ def noting(self, scenario, **options):
     whose = "process" if os.getpid() == own else "copy"
     deadline = time.monotonic() + 120
     while whose == "process" and not os.pread(noted, 1, 0):
-        assert time.monotonic() < deadline, "there is no copy"
+        assert time.monotonic() < deadline, "no copy has begun"
         time.sleep(0.001)
     os.write(noted, f"{whose} {scenario.dtype} {scenario.quantization}\\n".encode())
     return simulate(self, scenario, **options)
